@@ -1,0 +1,92 @@
+"""OAT tokenizer: a chunk of actions <-> 8 ordered tokens.
+
+  python launch/train.py --config=configs/tokenizer_oat.py:mt4 --config.data.path=DIR --workdir=W/tokenizer
+
+Variants (the part behind the colon):
+  mt4        MetaWorld MT4 demonstrations, chunk 32
+  bridge     BridgeData V2 as published (RLDS), cut to 10 steps an episode: chunk 8
+  published  the paper's recipe (arXiv 2602.04215), chunk 32
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(variant: str = "mt4") -> ConfigDict:
+  config = ConfigDict()
+  config.kind = "tokenizer"
+  config.seed = 0
+  config.mesh = (-1, 1, 1)
+  config.init_from = ""
+  config.steps = 3000
+  config.batch_size = 256
+  config.log_every = 100
+  config.evaluate_every = 1000
+  config.save_every = 1000
+  config.keep = 2
+  config.evaluate_windows = 4096
+
+  config.data = ConfigDict()
+  config.data.path = ""
+  config.data.split = "train"
+  config.data.action = "action"
+  config.data.state = ("observation/state",)
+  config.data.task = "episode_metadata/task"
+  config.data.observation_steps = 2
+  config.data.action_horizon = 32
+  config.data.validation_fraction = 0.1
+  config.data.split_seed = 0
+  config.data.threads = 1
+
+  config.model = ConfigDict()
+  config.model.name = "oat"
+  config.model.num_tokens = 8
+  config.model.levels = (8, 5, 5, 5)
+  config.model.width = 128
+  config.model.head_width = 64
+  config.model.encoder_layers = 2
+  config.model.decoder_layers = 2
+  config.model.mlp_ratio = 4
+  config.model.dropout = 0.0
+  config.model.patch = 4
+  config.model.normalization = "min_max"
+  config.model.nested_dropout = "uniform"
+  config.model.cumulative_weight = 0.0
+  config.model.cumulative_dims = ()
+  config.model.dtype = "float32"
+
+  config.optimizer = ConfigDict()
+  config.optimizer.learning_rate = 1e-3
+  config.optimizer.schedule = "cosine"
+  config.optimizer.warmup_steps = 100
+  config.optimizer.weight_decay = 0.0
+  config.optimizer.b1 = 0.9
+  config.optimizer.b2 = 0.95
+  config.optimizer.clip = 1.0
+  config.optimizer.ema_power = 0.75
+  config.optimizer.ema_max = 0.999
+
+  if variant == "mt4":
+    # xyz are displacements; the gripper is not.
+    config.model.cumulative_weight = 0.01
+    config.model.cumulative_dims = (0, 1, 2)
+  elif variant == "bridge":
+    config.data.task = ""
+    config.data.action_horizon = 8
+    config.model.patch = 1
+    config.steps = 1000
+    config.batch_size = 64
+    config.evaluate_every = 500
+    config.save_every = 500
+  elif variant == "published":
+    config.steps = 500_000
+    config.model.patch = 1
+    config.model.width = 256
+    config.model.decoder_layers = 4
+    config.model.dropout = 0.1
+    config.model.nested_dropout = "powers_of_two"
+    config.optimizer.learning_rate = 5e-5
+    config.optimizer.schedule = "constant"
+    config.optimizer.ema_max = 0.9999
+  else:
+    raise ValueError(f"unknown variant '{variant}'; there are mt4, bridge and published")
+  return config

@@ -1,0 +1,33 @@
+r"""Trains a tokenizer or a policy; called again with the same arguments, goes on from its last checkpoint.
+
+Examples:
+  python launch/train.py --config=configs/tokenizer_oat.py:mt4 --config.data.path=DIR --workdir=W/tokenizer
+  python launch/train.py --config=configs/policy_oat.py:mt4 --config.data.path=DIR \
+      --config.tokenizer=W/tokenizer --workdir=W/policy
+"""
+
+from absl import flags
+from ml_collections import config_flags
+
+import command
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/policy_oat.py:mt4.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; made if it does not exist.")
+COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, for several processes.")
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", 1, "How many processes train together.")
+PROCESS_ID = flags.DEFINE_integer("process_id", 0, "Rank of this process.")
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+def main() -> None:
+  from oat_jax.parallel import distributed
+  from oat_jax.train import config as config_lib
+  from oat_jax.train import loop
+
+  config = config_lib.freeze(CONFIG.value)
+  distributed.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+  loop.train(config, WORKDIR.value)
+
+
+if __name__ == "__main__":
+  command.run(main)

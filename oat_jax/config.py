@@ -1,0 +1,67 @@
+"""From config values to frozen dataclasses: unknown, missing and mistyped keys are errors that name the key."""
+
+from collections.abc import Mapping
+import dataclasses
+import difflib
+import types
+import typing
+from typing import Any, TypeVar
+
+ConfigT = TypeVar("ConfigT")
+
+
+def freeze(cls: type[ConfigT], values: Mapping[str, Any], where: str = "config") -> ConfigT:
+  """Returns `cls(**values)`, nested dataclasses included, after checking every key and type.
+
+  Args:
+    cls: a frozen dataclass; its `__post_init__` checks what concerns several fields at once.
+    values: a mapping (a dict, or an ml_collections ConfigDict); lists become tuples.
+    where: the mapping's name in error messages, e.g. "config.optimizer".
+
+  Raises:
+    ValueError: a key that does not exist (with the nearest one that does), that is missing, or of the wrong type.
+  """
+  hints = typing.get_type_hints(cls)
+  fields = {field.name: field for field in dataclasses.fields(typing.cast(Any, cls))}
+  unknown = sorted(set(values) - set(fields))
+  if unknown:
+    near = difflib.get_close_matches(unknown[0], fields, n=1)
+    hint = f"; did you mean '{near[0]}'?" if near else f"; known keys: {', '.join(fields)}"
+    raise ValueError(f"{where} has no key '{unknown[0]}'{hint}")
+  frozen = {}
+  for name, field in fields.items():
+    if name not in values:
+      if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+        raise ValueError(f"{where}.{name} is missing")
+      continue
+    frozen[name] = _coerce(values[name], hints[name], f"{where}.{name}")
+  return cls(**frozen)
+
+
+def _coerce(value: Any, hint: Any, where: str) -> Any:
+  if dataclasses.is_dataclass(hint):
+    if not isinstance(value, Mapping) and not hasattr(value, "items"):
+      raise ValueError(f"{where} is {value!r}; it holds several values: {', '.join(f.name for f in dataclasses.fields(hint))}")
+    return freeze(typing.cast(type, hint), value, where)
+  origin, args = typing.get_origin(hint), typing.get_args(hint)
+  if origin in (typing.Union, types.UnionType):
+    if value is None and type(None) in args:
+      return None
+    hint = next(arg for arg in args if arg is not type(None))
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+  if origin is tuple:
+    if isinstance(value, str) or not hasattr(value, "__iter__"):
+      raise ValueError(f"{where} is {value!r}; it must be a sequence of {args[0].__name__}")
+    return tuple(_coerce(item, args[0], f"{where}[{i}]") for i, item in enumerate(value))
+  if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    return float(value)
+  if isinstance(hint, type) and hint is not Any:
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+      raise ValueError(f"{where} is {value!r}; it must be a {hint.__name__}")
+  return value
+
+
+def choose(value: str, choices: Mapping[str, Any] | tuple[str, ...], where: str) -> None:
+  """Raises ValueError unless `value` is one of the choices."""
+  if value not in choices:
+    raise ValueError(f"{where} is '{value}'; it must be one of: {', '.join(choices)}")

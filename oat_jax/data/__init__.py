@@ -1,0 +1,1 @@
+"""From RLDS directories to batches: records, episodes, statistics, windows, the input pipeline."""

@@ -1,0 +1,201 @@
+"""What an environment is, and the registry of the suites that there are.
+
+An environment follows gymnasium's API and adds what this project needs: episodes that repeat from
+their seed, snapshots of the complete simulator state, and a scripted expert. Registered here is
+only what can be said without a simulator; `make` imports the room of the suite.
+"""
+
+from collections.abc import Mapping
+import ctypes.util
+import importlib
+import importlib.metadata
+import os
+import sys
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+Observation = dict[str, np.ndarray]
+
+
+class Suite(NamedTuple):
+  """A set of tasks that share their observations, actions and horizon."""
+
+  name: str
+  tasks: tuple[str, ...]
+  max_steps: int  # control steps of an evaluated episode
+  action_dim: int
+  state_dim: int
+  proprioception_dim: int
+  instructions: Mapping[str, str]  # task -> sentence
+
+
+class Expert(Protocol):
+  """A scripted policy without memory: it can be asked from any state; there is nothing to reset."""
+
+  def act(self, observation: Observation) -> np.ndarray:
+    """Returns the noise-free action, float32 (A,) in [-1, 1], for one observation."""
+    ...
+
+
+class Env(Protocol):
+  """gymnasium's API and three methods more.
+
+  Observations are dicts: `state` float32 (S,), everything a scripted expert needs; `proprioception`
+  float32 (P,), what a robot knows of itself; `image_<camera>` uint8 (H, W, 3) for each camera asked
+  for. `info["success"]` is a bool, and `terminated` says the same. Stepping on behind success or
+  the horizon is allowed.
+  """
+
+  suite: Suite
+  task: str
+  action_space: Any
+  observation_space: Any
+  blind: bool  # while true, `step` computes neither images nor reward and success: to look ahead
+
+  def reset(
+    self, *, seed: int | None = None, options: dict[str, Any] | None = None
+  ) -> tuple[Observation, dict[str, Any]]:
+    """Begins episode `seed`: the same seed and actions give the same episode, bit for bit."""
+    ...
+
+  def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+    """Executes `action` (A,), clipped to [-1, 1]; ValueError on another shape, NaN or infinity."""
+    ...
+
+  def snapshot(self) -> Any:
+    """Returns the complete state, which can be pickled: all that later observations depend on."""
+    ...
+
+  def restore(self, snapshot: Any) -> None:
+    """Continues from `snapshot`, bit for bit, in this or another environment of the same task."""
+    ...
+
+  def expert(self) -> Expert | None:
+    """Returns the task's scripted expert, or None where there is none."""
+    ...
+
+  def close(self) -> None:
+    """Frees the renderer."""
+    ...
+
+
+_METAWORLD = {
+  "box-close": "put the lid on the box",
+  "button-press-topdown": "press the button from above",
+  "coffee-pull": "pull the mug away from the coffee machine",
+  "disassemble": "lift the nut off the peg",
+  "door-open": "open the door",
+  "drawer-close": "close the drawer",
+  "drawer-open": "open the drawer",
+  "peg-insert-side": "insert the peg into the hole from the side",
+  "pick-place": "pick up the puck and bring it to the goal",
+  "push": "push the puck to the goal",
+  "reach": "reach the goal",
+  "stick-pull": "pull the thermos with the stick",
+  "window-close": "close the window",
+  "window-open": "open the window",
+}
+
+
+def _metaworld(name: str, tasks: tuple[str, ...], max_steps: int) -> Suite:
+  return Suite(
+    name=f"metaworld/{name}",
+    tasks=tasks,
+    max_steps=max_steps,
+    action_dim=4,
+    state_dim=39,
+    proprioception_dim=4,
+    instructions={task: _METAWORLD[task] for task in tasks},
+  )
+
+
+_SUITES = {
+    suite.name: suite
+    for suite in (
+        # The four tasks on which OAT reports MetaWorld (arXiv 2602.04215).
+        _metaworld("mt4", ("box-close", "coffee-pull", "disassemble", "stick-pull"), 300),
+        _metaworld(
+            "mt10",
+            (
+                "reach", "push", "pick-place", "door-open", "drawer-open", "drawer-close",
+                "button-press-topdown", "peg-insert-side", "window-open", "window-close",
+            ),
+            500,
+        ),
+    )
+}  # fmt: skip
+
+
+def suite(name: str) -> Suite:
+  """Returns the suite called `name`; ValueError, listing those known, where there is none."""
+  if name not in _SUITES:
+    raise ValueError(f"there is no suite '{name}'; known are {', '.join(sorted(_SUITES))}")
+  return _SUITES[name]
+
+
+def make(suite_name: str, task: str, cameras: tuple[str, ...] = (), image_size: int = 128) -> Env:
+  """Makes the environment of one task.
+
+  Args:
+    suite_name: a registered suite, e.g. "metaworld/mt4".
+    task: one of the suite's tasks.
+    cameras: cameras to render at every step, each an `image_<camera>` of the observation.
+    image_size: height and width of the images in pixels.
+
+  Raises:
+    ValueError: no such suite, task or camera.
+    ImportError: the simulator is not installed.
+  """
+  chosen = suite(suite_name)
+  if task not in chosen.tasks:
+    raise ValueError(
+      f"suite {suite_name} has no task '{task}'; its tasks are {', '.join(chosen.tasks)}"
+    )
+  room = suite_name.partition("/")[0]
+  try:
+    module = importlib.import_module(f"oat_jax.envs.{room}")
+  except ImportError as error:
+    raise ImportError(_missing(suite_name, error)) from error
+  return module.make(chosen, task, tuple(cameras), image_size)
+
+
+def versions(suite_name: str) -> dict[str, str]:
+  """Returns package -> version of what an episode's numbers depend on; ImportError as in `make`."""
+  packages = (suite(suite_name).name.partition("/")[0], "mujoco", "numpy")
+  try:
+    return {package: importlib.metadata.version(package) for package in packages}
+  except ImportError as error:
+    raise ImportError(_missing(suite_name, error)) from error
+
+
+def choose_renderer() -> None:
+  """Sets MUJOCO_GL, and says so, where it is unset and MuJoCo's own choice would need a display.
+
+  To be called before cameras are used; processes started later inherit the choice, so it is said
+  once.
+
+  Raises:
+    RuntimeError: neither EGL nor OSMesa is installed.
+  """
+  if os.environ.get("MUJOCO_GL") or sys.platform != "linux":
+    return
+  libraries = {"egl": "EGL", "osmesa": "OSMesa"}
+  backend = next((b for b, library in libraries.items() if ctypes.util.find_library(library)), None)
+  if backend is None:
+    raise RuntimeError(
+      "cameras need off-screen OpenGL, and neither libEGL nor libOSMesa is installed;"
+      " on Debian: apt install libegl1 (or libosmesa6)"
+    )
+  os.environ["MUJOCO_GL"] = backend
+  print(f"MUJOCO_GL is not set: rendering with MUJOCO_GL={backend}", file=sys.stderr, flush=True)
+  if "mujoco" in sys.modules:
+    # MuJoCo read the variable when it was imported, for an environment without cameras.
+    context = importlib.import_module("mujoco.gl_context")
+    context.GLContext = importlib.import_module(f"mujoco.{backend}").GLContext
+
+
+def _missing(suite_name: str, error: ImportError) -> str:
+  return (
+    f"the simulator of suite {suite_name} is not installed ({error}); pip install 'oat-jax[sim]'"
+  )

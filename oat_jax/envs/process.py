@@ -1,0 +1,147 @@
+"""Child processes that answer calls, for simulators: no parent's main module, no jax, one thread.
+
+`multiprocessing` would import the parent's main module again in every child, and with it all that a
+launch file imports; a plain child with a pipe starts faster, and its death is the end of the pipe,
+never a hang.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+import importlib
+import multiprocessing.connection
+import os
+import signal
+import socket
+import subprocess
+import sys
+import traceback
+from typing import Any, NamedTuple
+
+_ONE_THREAD = {
+  f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL", "VECLIB_MAXIMUM", "NUMEXPR")
+}
+
+
+class Call(NamedTuple):
+  """A method of the worker's object, its arguments, and what to call it in an error."""
+
+  method: str
+  args: tuple[Any, ...]
+  what: str
+
+
+class Worker:
+  """A child process with one object, made there by `target(*args)`, whose methods are called.
+
+  Attributes:
+    pending: the calls submitted whose results were not taken yet, oldest first.
+  """
+
+  def __init__(self, target: str, *args: Any):
+    """Starts the child; `target` is "module:name"."""
+    ours, theirs = socket.socketpair()
+    path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+    with theirs:
+      fd = theirs.fileno()
+      self._process = subprocess.Popen(
+        [sys.executable, "-c", f"from oat_jax.envs import process; process._serve({fd})"],
+        pass_fds=(fd,),
+        stdin=subprocess.DEVNULL,
+        env={**_ONE_THREAD, **os.environ, "PYTHONPATH": path},
+      )
+    self.connection = multiprocessing.connection.Connection(ours.detach())
+    self.pending: deque[Call] = deque()
+    self._start = (target, args)
+
+  def submit(self, calls: Sequence[Call]) -> None:
+    """Sends calls, to be executed in order; their results are taken with `result`, one by one."""
+    self.pending.extend(calls)
+    try:
+      if self._start:
+        self.connection.send(self._start)
+        self._start = None
+      self.connection.send([(call.method, call.args) for call in calls])
+    except OSError as error:
+      raise self._died() from error
+
+  def result(self) -> Any:
+    """Waits for the oldest pending call and returns its result; raises what it raised there."""
+    try:
+      ok, value = self.connection.recv()
+    except (EOFError, OSError) as error:
+      raise self._died() from error
+    if not ok:
+      raise value
+    self.pending.popleft()
+    return value
+
+  def _died(self) -> RuntimeError:
+    try:
+      code = self._process.wait(5)
+    except subprocess.TimeoutExpired:
+      code = None
+    how = (
+      f"was killed by {signal.Signals(-code).name}"
+      if code and code < 0
+      else f"ended with exit code {code}"
+    )
+    return RuntimeError(
+      f"simulator process {self._process.pid} {how} in {self.pending[0].what}; run again,"
+      " with fewer processes if the machine is short of memory"
+    )
+
+
+def close(workers: Sequence[Worker], now: bool = False) -> None:
+  """Ends the children, whatever they are doing if `now`; safe to call twice."""
+  for worker in workers:
+    worker.connection.close()
+    if now:
+      worker._process.kill()
+  for worker in workers:
+    try:
+      worker._process.wait(5)
+    except subprocess.TimeoutExpired:
+      worker._process.kill()
+      worker._process.wait()
+
+
+def wait(workers: Sequence[Worker]) -> list[Worker]:
+  """Waits until at least one worker has a result or has died, and returns those."""
+  ready = multiprocessing.connection.wait([worker.connection for worker in workers])
+  return [worker for worker in workers if worker.connection in ready]
+
+
+def count(asked: int | None) -> int:
+  """Returns the number of processes asked for, or one per core that this process may use."""
+  if asked is None:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+  if asked < 1:
+    raise ValueError(f"processes is {asked}; it must be at least 1")
+  return asked
+
+
+def _serve(fd: int) -> None:
+  """The child's life: make the object, answer calls until the parent closes its end of the pipe."""
+  signal.signal(
+    signal.SIGINT, signal.SIG_IGN
+  )  # Ctrl-C reaches the parent too, and it ends its children
+  connection = multiprocessing.connection.Connection(fd)
+  held = None
+  try:
+    target, args = connection.recv()
+    while True:
+      for method, call_args in connection.recv():
+        try:
+          if held is None:
+            module, _, name = target.partition(":")
+            held = getattr(importlib.import_module(module), name)(*args)
+          answer = (True, getattr(held, method)(*call_args))
+        except Exception as caught:  # the parent raises it
+          # Another package's exception may not survive the journey.
+          builtin = type(caught).__module__ == "builtins"
+          error = caught if builtin else RuntimeError(f"{type(caught).__name__}: {caught}")
+          error.add_note("in a simulator process:\n" + traceback.format_exc())
+          answer = (False, error)
+        connection.send(answer)
+  except (EOFError, OSError):
+    pass  # the parent is done, or gone

@@ -1,0 +1,137 @@
+"""Pre-norm transformer: self-attention, optional cross-attention, MLP; with an optional KV cache that is a value."""
+
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from oat_jax.nn import attention
+from oat_jax.nn import initializers
+from oat_jax.nn import linear
+from oat_jax.nn import partitioning
+from oat_jax.nn.attention import KeysValues
+
+
+class RMSNorm(nn.Module):
+  """Root-mean-square normalisation with a learned scale (arXiv 1910.07467), computed in float32."""
+
+  @nn.compact
+  def __call__(self, x_BTD: jax.Array) -> jax.Array:
+    scale_D = self.param("scale", initializers.ones(None), (x_BTD.shape[-1],))
+    x32_BTD = x_BTD.astype(jnp.float32)
+    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x32_BTD), axis=-1, keepdims=True) + 1e-6)
+    return (x32_BTD * inverse * scale_D).astype(x_BTD.dtype)
+
+
+class Block(nn.Module):
+  """One layer; the residual stream's dropout follows every branch."""
+
+  width: int  # D
+  num_heads: int  # H
+  mlp_width: int  # F
+  cross: bool
+  dropout: float
+
+  def setup(self):
+    D, F = self.width, self.mlp_width
+    self.norm_self = RMSNorm()
+    self.self_attention = attention.Attention(D, self.num_heads)
+    if self.cross:
+      self.norm_cross = RMSNorm()
+      self.cross_attention = attention.Attention(D, self.num_heads)
+    self.norm_mlp = RMSNorm()
+    self.w_up_DF = self.param("w_up", initializers.fan_in("embed", "mlp"), (D, F))
+    self.w_down_FD = self.param("w_down", initializers.fan_in("mlp", "embed"), (F, D))
+    self.drop = nn.Dropout(self.dropout)
+
+  def __call__(self, x_BTD, mask_BTS, memory, cache, index, rows, deterministic):
+    h_BTD = self.norm_self(x_BTD)
+    keys_values = self.self_attention.keys_values(h_BTD)
+    if cache is not None:
+      keys_values = cache = jax.tree.map(
+          lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, index, axis=1),
+          cache,
+          keys_values,
+      )
+    if rows is not None:
+      x_BTD, h_BTD, mask_BTS = x_BTD[:, -rows:], h_BTD[:, -rows:], mask_BTS[:, -rows:]
+    drop = lambda y_BTD: self.drop(y_BTD, deterministic=deterministic)
+    x_BTD = x_BTD + drop(self.self_attention.attend(h_BTD, keys_values, mask_BTS))
+    if self.cross:
+      x_BTD = x_BTD + drop(self.cross_attention.attend(self.norm_cross(x_BTD), memory, None))
+    h_BTF = nn.gelu(linear.contract(self.norm_mlp(x_BTD), self.w_up_DF))
+    h_BTF = partitioning.constrain(h_BTF, "batch", None, "mlp")
+    x_BTD = x_BTD + drop(linear.contract(h_BTF, self.w_down_FD))
+    return partitioning.constrain(x_BTD, "batch", None, None), cache
+
+
+class Transformer(nn.Module):
+  """A stack of blocks and a last normalisation.
+
+  Without dropout, a first layer whose input has batch size 1 (learned queries) computes its self-attention once for the
+  whole batch: the batch axis appears with the cross-attention.
+  """
+
+  num_layers: int  # L
+  width: int  # D
+  num_heads: int  # H
+  mlp_width: int  # F
+  cross: bool = False
+  dropout: float = 0.0
+  dtype: Any = jnp.float32
+
+  def setup(self):
+    self.blocks = [
+        Block(self.width, self.num_heads, self.mlp_width, self.cross, self.dropout)
+        for _ in range(self.num_layers)
+    ]
+    self.norm_out = RMSNorm()
+
+  def memory(self, memory_BMD: jax.Array) -> list[KeysValues]:
+    """Returns the cross-attention's keys and values of every layer, to be computed once per observation."""
+    return [block.cross_attention.keys_values(memory_BMD) for block in self.blocks]
+
+  def empty_cache(self, batch_size: int, length: int) -> list[KeysValues]:
+    zeros = jnp.zeros((batch_size, length, self.num_heads, self.width // self.num_heads), self.dtype)
+    return [KeysValues(zeros, zeros) for _ in self.blocks]
+
+  def __call__(
+      self,
+      x_BTD: jax.Array,
+      mask_BTS: jax.Array,
+      *,
+      memory: list[KeysValues] | None = None,
+      cache: list[KeysValues] | None = None,
+      index: jax.Array | int = 0,
+      rows: int | None = None,
+      deterministic: bool = True,
+  ) -> tuple[jax.Array, list[KeysValues] | None]:
+    """Runs the stack.
+
+    Args:
+      x_BTD: input linear.
+      mask_BTS: true where row T may look at column S; S is T, or the cache's length.
+      memory: `self.memory(...)`, for a stack with cross-attention.
+      cache: keys and values of earlier rows; the rows of x are written from position `index` on.
+      index: the first row's position in the cache.
+      rows: where only the last `rows` positions of the output are wanted; spares the others the last layer.
+      deterministic: False draws dropout masks from the "dropout" stream.
+
+    Returns:
+      (B, T or rows, D) normalised outputs and the updated cache.
+    """
+    updated = []
+    for i, block in enumerate(self.blocks):
+      last = i == self.num_layers - 1
+      x_BTD, kv = block(
+          x_BTD,
+          mask_BTS,
+          None if memory is None else memory[i],
+          None if cache is None else cache[i],
+          index,
+          rows if last else None,
+          deterministic,
+      )
+      updated.append(kv)
+    return self.norm_out(x_BTD), None if cache is None else updated

@@ -1,0 +1,1 @@
+"""Meshes, the sharding rule table and process groups. Imports jax only."""

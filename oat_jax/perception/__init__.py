@@ -1,0 +1,1 @@
+"""Observations -> tokens that a policy attends to."""

@@ -1,0 +1,71 @@
+"""Observation encoder: state history and task -> observation tokens and a pooled vector.
+
+Every observation step becomes one token, made from its normalised state and the task's embedding; steps before the
+episode's start are marked, not hidden, so that a policy can tell "just started" from "standing still".
+"""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from oat_jax.batch import BatchSpec
+from oat_jax.data import normalization
+from oat_jax.nn import initializers
+from oat_jax.nn import linear
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  hidden: int = 512  # width of the per-step MLP
+  task_width: int = 32
+  normalization: str = "mean_std"
+  clip: float = 5.0  # normalised states beyond it are clipped: an unseen state must not blow up the policy
+  # Standard deviation of the noise added to normalised states in training.
+  noise: float = 0.0
+
+
+def init_statistics(statistics: Mapping[str, np.ndarray] | None, config: Config) -> dict[str, Any]:
+  """Returns the part of the policy's parameters that `normalize` reads: each (datasets, S)."""
+  if statistics is None:
+    raise ValueError("a policy's init needs the statistics of the training states")
+  offset, scale = normalization.affine(statistics, config.normalization)
+  arrays = {name: np.asarray(value, np.float32) for name, value in statistics.items()}
+  return jax.tree.map(jnp.asarray, arrays | {"offset": offset, "scale": scale})
+
+
+def normalize(statistics: Mapping[str, jax.Array], batch: Mapping[str, Any], config: Config) -> jax.Array:
+  """Returns the batch's states (B, T, S), normalised by its dataset's statistics and clipped."""
+  row = lambda name: statistics[name][batch["dataset"]][:, None]
+  state_BTS = (batch["observation"]["state"] - row("offset")) * row("scale")
+  return jnp.clip(state_BTS, -config.clip, config.clip)
+
+
+class Encoder(nn.Module):
+  """Normalised states, masks and task ids -> observation tokens (B, T, D)."""
+
+  config: Config
+  spec: BatchSpec
+  width: int  # D
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, state_BTS, observation_mask_BT, task_B, deterministic=True):
+    c = self.config
+    B, T, _ = state_BTS.shape
+    if c.noise and not deterministic:
+      noise_BTS = jax.random.normal(self.make_rng("dropout"), state_BTS.shape)
+      state_BTS = state_BTS + c.noise * noise_BTS
+    task_BX = linear.Embed(self.spec.num_tasks, c.task_width, name="task")(task_B)
+    task_BTX = jnp.broadcast_to(task_BX[:, None], (B, T, c.task_width))
+    present_BT1 = observation_mask_BT[..., None].astype(state_BTS.dtype)
+    h_BTF = jnp.concatenate([state_BTS, present_BT1, task_BTX], -1)
+    h_BTF = nn.gelu(linear.Linear(c.hidden, None, "mlp", dtype=self.dtype, name="mlp_in")(h_BTF))
+    h_BTF = nn.gelu(linear.Linear(c.hidden, "mlp", None, dtype=self.dtype, name="mlp_mid")(h_BTF))
+    x_BTD = linear.Linear(self.width, None, "embed", dtype=self.dtype, name="mlp_out")(h_BTF)
+    positions_TD = self.param("positions", initializers.normal(None, "embed"), (T, self.width))
+    return x_BTD + positions_TD

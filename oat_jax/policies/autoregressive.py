@@ -1,0 +1,206 @@
+"""Autoregressive policy over ordered tokens (arXiv 2602.04215): a decoder with cross-attention to the observation.
+
+Trained by cross-entropy on the frozen tokenizer's tokens. Acting encodes the observation once, generates K tokens with a
+KV cache and decodes them to a chunk: fewer tokens are faster and coarser.
+"""
+
+import dataclasses
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from oat_jax import config as config_lib
+from oat_jax.batch import BatchSpec
+from oat_jax.nn import initializers
+from oat_jax.nn import linear
+from oat_jax.nn import partitioning
+from oat_jax.nn import transformer
+from oat_jax.perception import observation as observation_lib
+from oat_jax.policies import decoding
+from oat_jax.policies.policy import Policy
+from oat_jax.policies.policy import Sampling
+from oat_jax.tokenizers import tokenizer as tokenizer_lib
+from oat_jax.tokenizers.tokenizer import Tokenizer
+
+VOCAB_MULTIPLE = 128  # 1000 codes and BOS divide by nothing; padded rows are masked, and shard over any usual mesh
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  width: int = 256  # D
+  head_width: int = 64  # K
+  layers: int = 4  # L
+  mlp_ratio: int = 4
+  dropout: float = 0.1
+  label_smoothing: float = 0.0
+  observation: observation_lib.Config = observation_lib.Config()
+  dtype: str = "float32"
+
+  def __post_init__(self):
+    config_lib.choose(self.dtype, ("float32", "bfloat16"), "config.model.dtype")
+    if self.width % self.head_width:
+      raise ValueError(f"config.model.width {self.width} is no multiple of head_width {self.head_width}")
+
+
+class Network(nn.Module):
+  """Observation tokens and shifted action tokens -> logits over the next token."""
+
+  config: Config
+  spec: BatchSpec
+  vocab_size: int  # V, without BOS
+  max_tokens: int  # N
+
+  def setup(self):
+    c = self.config
+    D, dtype = c.width, jnp.dtype(c.dtype)
+    padded = -(-(self.vocab_size + 1) // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+    self.observe = observation_lib.Encoder(c.observation, self.spec, D, dtype)
+    self.embed_tokens = linear.Embed(padded, D, dtype)
+    positions = initializers.normal(None, "embed", stddev=1.0)
+    self.positions_ND = self.param("positions", positions, (self.max_tokens, D))
+    self.transformer = transformer.Transformer(
+        c.layers, D, D // c.head_width, c.mlp_ratio * D, cross=True, dropout=c.dropout, dtype=dtype
+    )
+    self.to_logits = linear.Linear(padded, "embed", "vocab", scale=0.1)
+
+  def memory(self, state_BTS, observation_mask_BT, task_B, deterministic=True):
+    """Returns the cross-attention's keys and values: the whole cost of looking, paid once a chunk."""
+    x_BTD = self.observe(state_BTS, observation_mask_BT, task_B, deterministic)
+    return self.transformer.memory(x_BTD)
+
+  def empty_cache(self, batch_size):
+    return self.transformer.empty_cache(batch_size, self.max_tokens)
+
+  def logits(self, tokens_BM, memory, cache=None, index=0, deterministic=True):
+    """Feeds tokens at positions index .. index + M - 1; returns (logits_BMV of the tokens after them, cache)."""
+    M = tokens_BM.shape[1]
+    S = M if cache is None else self.max_tokens
+    positions_MD = jax.lax.dynamic_slice_in_dim(self.positions_ND, index, M)
+    x_BMD = self.embed_tokens(tokens_BM) + positions_MD.astype(self.embed_tokens.dtype)
+    mask_1MS = (jnp.arange(S) <= index + jnp.arange(M)[:, None])[None]
+    x_BMD, cache = self.transformer(
+        x_BMD, mask_1MS, memory=memory, cache=cache, index=index, deterministic=deterministic
+    )
+    return self.to_logits(x_BMD.astype(jnp.float32))[..., : self.vocab_size], cache
+
+  def __call__(self, state_BTS, observation_mask_BT, task_B, tokens_BN, deterministic=True):
+    """Teacher forcing: `tokens_BN` begins with BOS; returns logits_BNV."""
+    memory = self.memory(state_BTS, observation_mask_BT, task_B, deterministic)
+    return self.logits(tokens_BN, memory, deterministic=deterministic)[0]
+
+
+def make(config: Config, spec: BatchSpec, statistics: Any, tokenizer: Tokenizer | None) -> Policy:
+  """Returns the policy over `tokenizer`'s tokens; the contract is `policy.Policy`."""
+  if tokenizer is None:
+    raise ValueError("an autoregressive policy needs a tokenizer: set config.tokenizer to its working directory")
+  N, V = tokenizer.max_tokens, tokenizer.vocab_size
+  bos = V
+  network = Network(config, spec, V, N)
+  sample_input = (
+      jnp.zeros((1, spec.observation_steps, spec.state_dim)),
+      jnp.ones((1, spec.observation_steps), bool),
+      jnp.zeros((1,), jnp.int32),
+      jnp.zeros((1, N), jnp.int32),
+  )
+
+  def init(key, tokenizer_params):
+    return {
+        "network": partitioning.init(network, key, *sample_input),
+        "statistics": observation_lib.init_statistics(
+            None if statistics is None else statistics["state"], config.observation
+        ),
+        "tokenizer": tokenizer_params,
+    }
+
+  def axes():
+    return {"network": partitioning.logical_axes(network, *sample_input)}
+
+  def apply(params, *args, **kwargs):
+    return network.apply({"params": params["network"]}, *args, **kwargs)
+
+  def observed(params, batch):
+    state_BTS = observation_lib.normalize(params["statistics"], batch, config.observation)
+    return state_BTS, batch["observation_mask"], batch["observation"]["task"]
+
+  def prepare(params, batch):
+    tokens_BN = tokenizer.encode(
+        params["tokenizer"], batch["actions"], batch["action_mask"], batch["dataset"]
+    )
+    return {"tokens": tokens_BN}
+
+  def teacher_forced(params, batch, deterministic, key=None):
+    tokens_BN = batch["tokens"] if "tokens" in batch else prepare(params, batch)["tokens"]
+    tokens_BN = tokens_BN.astype(jnp.int32)
+    shifted_BN = jnp.concatenate([jnp.full_like(tokens_BN[:, :1], bos), tokens_BN[:, :-1]], 1)
+    rngs = None if key is None else {"dropout": key}
+    logits_BNV = apply(params, *observed(params, batch), shifted_BN, deterministic, rngs=rngs)
+    return logits_BNV, tokens_BN
+
+  def loss(params, batch, key):
+    """Mean cross-entropy over the tokens."""
+    logits_BNV, tokens_BN = teacher_forced(params, batch, False, key)
+    labels_BNV = optax.smooth_labels(jax.nn.one_hot(tokens_BN, V), config.label_smoothing)
+    cross_entropy = optax.softmax_cross_entropy(logits_BNV, labels_BNV).mean()
+    accuracy_N = jnp.mean(jnp.argmax(logits_BNV, -1) == tokens_BN, axis=0)
+    return cross_entropy, {"token_accuracy": accuracy_N.mean(), "first_token_accuracy": accuracy_N[0]}
+
+  def evaluate(params, batch):
+    """`cross_entropy` and `token_accuracy` (B, N) under teacher forcing; `chunk_mse` (B, N): greedy chunks of 1..N tokens.
+
+    Chunk errors are on normalised actions over valid steps, as the tokenizer's own.
+    """
+    logits_BNV, tokens_BN = teacher_forced(params, batch, True)
+    cross_entropy_BN = optax.softmax_cross_entropy_with_integer_labels(logits_BNV, tokens_BN)
+    _, info = act(params, batch, jax.random.key(0), N, Sampling())
+    statistics = params["tokenizer"]["statistics"]
+    target_BCA = tokenizer_lib.normalize(statistics, batch["actions"], batch["dataset"])
+    mask_BCA = batch["action_mask"][..., None] & batch["action_dim_mask"][:, None]
+
+    def error(num_tokens):
+      actions_BCA = tokenizer.decode(params["tokenizer"], info["tokens_BN"], num_tokens, batch["dataset"])
+      x_BCA = tokenizer_lib.normalize(statistics, actions_BCA, batch["dataset"])
+      return jnp.sum(jnp.square(x_BCA - target_BCA) * mask_BCA, (1, 2)) / jnp.sum(mask_BCA, (1, 2))
+
+    return {
+        "cross_entropy": cross_entropy_BN,
+        "token_accuracy": (jnp.argmax(logits_BNV, -1) == tokens_BN).astype(jnp.float32),
+        "chunk_mse": jax.lax.map(error, jnp.arange(1, N + 1)).T,
+    }
+
+  def act(params, batch, key, num_tokens=None, sampling=Sampling()):
+    num_tokens = N if num_tokens is None else num_tokens
+    tokenizer_lib.check_num_tokens(num_tokens, N)
+    num_tokens = jnp.clip(num_tokens, 1, N)
+    memory = apply(params, *observed(params, batch), method="memory")
+    batch_size = batch["dataset"].shape[0]
+
+    def step(token_B, cache, position):
+      logits_B1V, cache = apply(params, token_B[:, None], memory, cache, position, method="logits")
+      return logits_B1V[:, 0], cache
+
+    tokens_BN = decoding.decode(
+        step,
+        apply(params, batch_size, method="empty_cache"),
+        batch_size=batch_size,
+        max_tokens=N,
+        bos=bos,
+        num_tokens=num_tokens,
+        key=key,
+        sampling=sampling,
+    )
+    actions_BCA = tokenizer.decode(params["tokenizer"], tokens_BN, num_tokens, batch["dataset"])
+    return actions_BCA, {"tokens_BN": tokens_BN}
+
+  return Policy(
+      init=init,
+      axes=axes,
+      loss=loss,
+      evaluate=evaluate,
+      act=act,
+      prepare=prepare,
+      spec=spec,
+      max_tokens=N,
+  )

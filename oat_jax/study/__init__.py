@@ -1,0 +1,1 @@
+"""Studies: what launch files run from end to end."""

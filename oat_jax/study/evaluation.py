@@ -1,0 +1,222 @@
+"""Evaluation of working directories: what launch/evaluate.py and the quickstart call."""
+
+from collections.abc import Sequence
+from importlib import metadata
+import pathlib
+import platform
+from typing import Any
+
+import jax
+import numpy as np
+
+import oat_jax
+from oat_jax.envs import env as env_lib
+from oat_jax.envs import vector
+from oat_jax.evaluate import report
+from oat_jax.evaluate import rollout
+from oat_jax.policies.policy import Sampling
+from oat_jax.tokenizers import tokenizer as tokenizer_lib
+from oat_jax.train import models
+
+# Demonstrations use seeds from 0 on. Reported goals and goals for choosing anything are never the same ones.
+REPORTED_SEED = 100_000
+CHOOSING_SEED = 50_000
+
+
+class PolicyActor:
+  """A trained policy as a callable over simulator states; one compiled program for every K."""
+
+  def __init__(self, trained: models.Trained, sampling: Sampling = Sampling(), seed: int = 0):
+    if trained.config.kind != "policy":
+      raise ValueError(f"the working directory holds a {trained.config.kind}; a policy's is needed")
+    self.trained, self.spec = trained, trained.spec
+    self.max_tokens = trained.model.max_tokens
+    self.has_tokens = trained.tokenizer is not None
+    self._params = jax.device_put(trained.params)
+    self._act = jax.jit(trained.model.act, static_argnames="sampling")
+    self._sampling, self._key, self._calls = sampling, jax.random.key(seed), 0
+
+  def batch(self, state: Any, tasks: Sequence[str]) -> dict[str, Any]:
+    """Returns the batch that the policy acts on, from a `VectorState` and the tasks' names."""
+    names = self.trained.spec.task_names
+    unknown = sorted(set(tasks) - set(names)) if names != ("",) else []
+    if unknown:
+      raise ValueError(f"the policy does not know task '{unknown[0]}'; it was trained on {', '.join(names)}")
+    parts = []
+    for name in self.trained.config.data.state:
+      key = name.removeprefix("observation/")
+      if key not in state.observation:
+        raise ValueError(f"the policy reads '{name}'; the simulator gives {sorted(state.observation)}")
+      parts.append(state.observation[key])
+    state_BTS = np.concatenate(parts, -1).astype(np.float32)
+    if state_BTS.shape[1:] != (self.spec.observation_steps, self.spec.state_dim):
+      raise ValueError(
+          f"the policy reads states of shape {[self.spec.observation_steps, self.spec.state_dim]}; "
+          f"the simulator gives {list(state_BTS.shape[1:])}"
+      )
+    ids = [names.index(task) if task in names else 0 for task in tasks]
+    return {
+        "observation": {"state": state_BTS, "task": np.asarray(ids, np.int32)},
+        "observation_mask": state.observation_mask,
+        "dataset": np.zeros(len(tasks), np.int32),
+    }
+
+  def __call__(self, batch: dict[str, Any], num_tokens: int) -> np.ndarray:
+    """Returns chunks (B, C, A) decoded from the first `num_tokens` tokens; waits for them."""
+    if self.has_tokens:
+      tokenizer_lib.check_num_tokens(num_tokens, self.max_tokens)
+    key = jax.random.fold_in(self._key, self._calls)
+    self._calls += 1
+    budget = np.int32(num_tokens) if self.has_tokens else None
+    return np.asarray(self._act(self._params, batch, key, budget, sampling=self._sampling)[0])
+
+  def driver(self, tasks: Sequence[str], num_tokens: int) -> rollout.Act:
+    """Returns what `rollout.run` calls, for episodes of these tasks."""
+    self._calls = 0
+    return lambda state, active_B: self(self.batch(state, tasks), num_tokens)
+
+
+def ceiling_driver(env: Any, trained: models.Trained, num_tokens: int) -> rollout.Act:
+  """The best that a policy over these tokens could do: the expert's own next chunk, encoded and decoded.
+
+  At every replanning the scripted expert is rolled out noise-free from the saved simulator state.
+  """
+  tokenizer, params = trained.tokenizer, trained.params
+  if tokenizer is None:
+    raise ValueError("a ceiling needs a tokenizer; the working directory holds a policy without one")
+  params = params if trained.config.kind == "tokenizer" else params["tokenizer"]
+
+  def act(state, active_B):
+    del state
+    chunks_BCA = env.expert_chunks(tokenizer.spec.action_horizon, active_B)
+    tokens_BN = tokenizer.encode(params, chunks_BCA)
+    return np.asarray(tokenizer.decode(params, tokens_BN, num_tokens))
+
+  return act
+
+
+def expert_driver(env: Any, replan: int) -> rollout.Act:
+  """The scripted expert itself, without a tokenizer: what the ceiling is measured against."""
+  return lambda state, active_B: env.expert_chunks(replan, active_B)
+
+
+def act_latency_ms(actor: PolicyActor, budgets: Sequence[int]) -> dict[str, dict[str, float]]:
+  """Returns {K: {p50, p95}}: wall milliseconds from observation to chunk, batch size 1, warm."""
+  spec = actor.spec
+  batch = {
+      "observation": {
+          "state": np.zeros((1, spec.observation_steps, spec.state_dim), np.float32),
+          "task": np.zeros(1, np.int32),
+      },
+      "observation_mask": np.ones((1, spec.observation_steps), bool),
+      "dataset": np.zeros(1, np.int32),
+  }
+  return {str(K): rollout.latency_ms(lambda K=K: actor(batch, K)) for K in budgets}
+
+
+def evaluate(
+    workdir: str,
+    suite_name: str,
+    *,
+    num_tokens: Sequence[int] = (1, 2, 4, 8),
+    replans: Sequence[int] = (8, 16),
+    episodes: int = 25,
+    ceiling: bool = False,
+    first_seed: int | None = None,
+    step: int | None = None,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    max_steps: int | None = None,
+    processes: int | None = None,
+    out: str | None = None,
+    env: vector.VectorEnv | None = None,
+) -> dict[str, Any]:
+  """Evaluates a policy, or with `ceiling` a tokenizer and the expert, and writes evaluation.json and .md.
+
+  Args:
+    workdir: of the policy; of the tokenizer (or of a policy that holds one) for a ceiling.
+    suite_name: a registered suite.
+    num_tokens, replans: prefix lengths K and executed steps R; every pair is run on the same goals.
+    episodes: for each task and pair.
+    first_seed: goals of seeds first_seed, first_seed + 1, ...; `REPORTED_SEED` by default.
+    step: the checkpoint's step; the newest by default.
+    temperature, top_k: how tokens are drawn.
+    max_steps: control steps of an episode; the suite's by default.
+    processes: of the simulator.
+    out: the report's directory; `workdir`/report by default.
+    env: simulator processes to use and keep; made for this call by default.
+
+  Returns:
+    the content of evaluation.json.
+  """
+  trained = models.load(workdir, step)
+  suite = env_lib.suite(suite_name)
+  if episodes < 1:
+    raise ValueError(f"episodes is {episodes}; it must be at least 1")
+  tokenizer = trained.tokenizer
+  budgets = sorted(set(num_tokens)) if tokenizer is not None else [0]
+  for K in budgets if tokenizer is not None else ():
+    tokenizer_lib.check_num_tokens(K, tokenizer.max_tokens)
+  horizon = trained.spec.action_horizon
+  for R in replans:
+    if not 1 <= R <= horizon:
+      raise ValueError(f"replan is {R}; it must be in 1..{horizon}, the chunk's steps")
+  if trained.spec.action_dim != suite.action_dim:
+    raise ValueError(
+        f"{workdir} has actions of {trained.spec.action_dim} dimensions; {suite_name} takes {suite.action_dim}"
+    )
+  first_seed = REPORTED_SEED if first_seed is None else first_seed
+  pairs = rollout.assignments(suite.tasks, episodes, first_seed)
+  tasks = [task for task, _ in pairs]
+  sampling = Sampling(temperature, top_k)
+  facts: dict[str, Any] = {
+      "workdir": pathlib.Path(workdir).name,
+      "step": trained.step,
+      "suite": suite_name,
+      "episodes_per_task": episodes,
+      "first_seed": first_seed,
+      "max_steps": suite.max_steps if max_steps is None else max_steps,
+      "sampling": sampling._asdict(),
+      "versions": versions(),
+  }
+  rows: list[rollout.Episode] = []
+  own = env is None
+  if env is None:
+    env = vector.VectorEnv(
+        suite_name, processes, observation_steps=trained.spec.observation_steps, max_steps=max_steps
+    )
+  try:
+    if ceiling:
+      method, drivers = "ceiling", {K: ceiling_driver(env, trained, K) for K in budgets}
+    else:
+      actor = PolicyActor(trained, sampling)
+      method = trained.config.model["name"]
+      facts["act_ms"] = act_latency_ms(actor, budgets)
+      drivers = {K: actor.driver(tasks, K) for K in budgets}
+    for R in replans:
+      if ceiling:
+        rows += rollout.run(env, expert_driver(env, R), pairs, replan=R, method="expert")
+      for K, act in drivers.items():
+        rows += rollout.run(env, act, pairs, replan=R, method=method, num_tokens=K)
+  finally:
+    if own:
+      env.close()
+  out = str(pathlib.Path(workdir) / "report") if out is None else out
+  summary = report.write(out, rows, facts)
+  for name, by_replan in summary.items():
+    for R, rates in by_replan.items():
+      print(f"\n{name}, {R} steps executed of each chunk\n{report.table(rates)}", flush=True)
+  print(f"\nwrote {out}/evaluation.json and evaluation.md", flush=True)
+  return {"facts": facts, "success": summary, "episodes": [row._asdict() for row in rows]}
+
+
+def versions() -> dict[str, str]:
+  """Versions that a report states."""
+  names = ("jax", "flax", "optax", "numpy", "metaworld", "mujoco")
+  found = {"oat_jax": oat_jax.__version__, "python": platform.python_version()}
+  for name in names:
+    try:
+      found[name] = metadata.version(name)
+    except metadata.PackageNotFoundError:
+      found[name] = "not installed"
+  return found

@@ -1,0 +1,51 @@
+"""Finite scalar quantisation (arXiv 2309.15505): a latent is bounded per dimension and rounded to a few levels.
+
+The codebook is the product of the levels and is not learned; an id is a mixed-radix number whose first dimension runs
+fastest. Latents that leave `quantize` lie in [-1, 1].
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Levels = tuple[int, ...]
+
+
+def codebook_size(levels: Levels) -> int:
+  return math.prod(levels)
+
+
+def quantize(z: jax.Array, levels: Levels) -> jax.Array:
+  """Rounds unbounded latents (..., D_l) to the grid, in [-1, 1]; gradients pass straight through the rounding."""
+  rounded = _bound(z, levels)
+  rounded = rounded + jax.lax.stop_gradient(jnp.round(rounded) - rounded)
+  return rounded / (np.asarray(levels) // 2)
+
+
+def ids(codes: jax.Array, levels: Levels) -> jax.Array:
+  """Returns int32 ids (...) of grid points (..., D_l) as `quantize` makes them."""
+  half = np.asarray(levels) // 2
+  digits = jnp.round(codes * half + half).astype(jnp.int32)  # round: 2.9999998 is digit 3
+  return jnp.sum(digits * _basis(levels), axis=-1).astype(jnp.int32)
+
+
+def codes(token_ids: jax.Array, levels: Levels) -> jax.Array:
+  """Returns the grid points (..., D_l) in [-1, 1] of ids (...) in 0 .. codebook_size - 1."""
+  half = np.asarray(levels) // 2
+  digits = token_ids[..., None] // _basis(levels) % np.asarray(levels)
+  return (digits - half) / half.astype(np.float32)
+
+
+def _basis(levels: Levels) -> np.ndarray:
+  return np.concatenate([[1], np.cumprod(levels[:-1])]).astype(np.int32)
+
+
+def _bound(z: jax.Array, levels: Levels) -> jax.Array:
+  """Squashes z so that rounding gives exactly `levels` values; an even number of levels needs an offset of one half."""
+  levels_array = np.asarray(levels)
+  half = (levels_array - 1) * (1 + 1e-3) / 2
+  offset = np.where(levels_array % 2 == 0, 0.5, 0.0)
+  shift = np.arctanh(offset / half)
+  return jnp.tanh(z + shift) * half - offset

@@ -1,0 +1,1 @@
+"""Training: config, optimiser, state, step, checkpoints, metrics and the loop."""

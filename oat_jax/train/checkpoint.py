@@ -1,0 +1,74 @@
+"""Checkpoints: `checkpoints/STEP/{params,train,data}`, written by orbax; the only file that knows orbax.
+
+`params` is the parameters' average, what acting and exporting need; `train` is the rest of the state; `data` is the
+integer step, the seed and the dataset's fingerprint, from which the stream of batches continues.
+"""
+
+import os
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from oat_jax.train.state import TrainState
+
+
+class Checkpointer:
+  """Saves and restores a run's state; a step is either whole on disk or not there."""
+
+  def __init__(self, workdir: str | os.PathLike, keep: int):
+    """Opens `workdir`/checkpoints, keeping the newest `keep` steps."""
+    self._orbax = ocp.training.Checkpointer(
+        directory(workdir),
+        save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+        preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+    )
+
+  def latest_step(self) -> int | None:
+    return None if self._orbax.latest is None else self._orbax.latest.step
+
+  def save(self, step: int, state: TrainState, data: dict[str, Any]) -> None:
+    """Starts to save; waits only for an earlier save that is still being written."""
+    train = {"step": state.step, "params": state.params, "opt_state": state.opt_state}
+    contents = {"params": state.ema_params, "train": train, "data": data}
+    self._orbax.save_checkpointables_async(step, contents)
+
+  def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+    """Returns (state, data), every array with the sharding of `like`."""
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
+    )
+    train = {"step": abstract.step, "params": abstract.params, "opt_state": abstract.opt_state}
+    contents = {"params": abstract.ema_params, "train": train, "data": None}
+    out = self._orbax.load_checkpointables(step, contents)
+    train = out["train"]
+    return TrainState(train["step"], train["params"], out["params"], train["opt_state"]), out["data"]
+
+  def close(self) -> None:
+    """Waits until what was saved is on disk."""
+    self._orbax.close()
+
+
+def directory(workdir: str | os.PathLike) -> pathlib.Path:
+  return pathlib.Path(workdir).absolute() / "checkpoints"
+
+
+def load_params(workdir: str | os.PathLike, step: int | None = None) -> tuple[int, Any]:
+  """Returns (step, params) of a working directory as numpy arrays, whatever devices wrote them.
+
+  Raises:
+    FileNotFoundError: there is no checkpoint, or not of that step.
+  """
+  root = directory(workdir)
+  steps = sorted(int(path.name) for path in root.glob("*") if path.name.isdigit())
+  if not steps:
+    raise FileNotFoundError(f"{workdir} holds no checkpoint; train it first")
+  if step is not None and step not in steps:
+    raise FileNotFoundError(f"{workdir} holds no checkpoint of step {step}; there are {steps}")
+  path = root / str(steps[-1] if step is None else step)
+  metadata = ocp.checkpointables_metadata(path).metadata["params"]
+  is_leaf = lambda x: hasattr(x, "shape") and hasattr(x, "dtype")
+  like = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), metadata, is_leaf=is_leaf)
+  return int(path.name), ocp.load_checkpointables(path, {"params": like})["params"]

@@ -1,0 +1,66 @@
+"""AdamW by parameter name: every parameter is frozen, decayed or not decayed by a rule, or it is an error."""
+
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from oat_jax.train import config as config_lib
+
+# First match wins, on the path "network/encoder/blocks_0/w_up".
+GROUPS = (
+    ("frozen", r"^(statistics|action_statistics|tokenizer)/"),
+    ("no_decay", r"(^|/)(scale|b|table|registers|queries|masked_latent|[a-z_]*positions)$"),
+    ("decay", r"(^|/)w(_[a-z]+)?$"),
+)
+
+
+def groups(params: Any) -> Any:
+  """Returns the params' tree with the group's name at every leaf; ValueError for a leaf that no rule covers."""
+
+  def one(path, _):
+    name = path_name(path)
+    for group, pattern in GROUPS:
+      if re.search(pattern, name):
+        return group
+    raise ValueError(f"parameter '{name}' is in no optimiser group; add it to GROUPS in {__name__}")
+
+  return jax.tree_util.tree_map_with_path(one, params)
+
+
+def path_name(path: Any) -> str:
+  return "/".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path)
+
+
+def schedule(config: config_lib.Optimizer, steps: int) -> optax.Schedule:
+  """Linear warm-up, then constant or a cosine to zero at `steps`."""
+  warmup = optax.linear_schedule(0.0, config.learning_rate, max(1, config.warmup_steps))
+  if config.schedule == "constant":
+    after = optax.constant_schedule(config.learning_rate)
+  else:
+    after = optax.cosine_decay_schedule(config.learning_rate, max(1, steps - config.warmup_steps))
+  return optax.join_schedules([warmup, after], [config.warmup_steps])
+
+
+def make(config: config_lib.Optimizer, steps: int) -> optax.GradientTransformation:
+  """Returns the optimiser of a run of `steps` steps."""
+
+  def adamw(weight_decay):
+    rate = schedule(config, steps)
+    return optax.adamw(rate, config.b1, config.b2, weight_decay=weight_decay)
+
+  by_group = {
+      "frozen": optax.set_to_zero(),
+      "no_decay": adamw(0.0),
+      "decay": adamw(config.weight_decay),
+  }
+  return optax.chain(
+      optax.clip_by_global_norm(config.clip), optax.partition(by_group, groups)
+  )
+
+
+def ema_decay(config: config_lib.Optimizer, step: jax.Array) -> jax.Array:
+  """Decay of the parameters' average after step `step` (counted from 0)."""
+  return jnp.minimum(config.ema_max, 1 - (1.0 + step) ** -config.ema_power)

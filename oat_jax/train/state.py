@@ -1,0 +1,54 @@
+"""The training state: born sharded, every leaf made on its own device."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from oat_jax.parallel import sharding
+
+
+class TrainState(NamedTuple):
+  """What a step maps to the next one.
+
+  Attributes:
+    step: int32, steps done.
+    params: what gradients change, and what they leave alone (statistics, a frozen tokenizer).
+    ema_params: their average; what evaluation, checkpoints' `params` and exports use.
+    opt_state: of the optimiser.
+  """
+
+  step: jax.Array
+  params: Any
+  ema_params: Any
+  opt_state: Any
+
+
+def create(
+    init: Callable[[], Any],
+    axes: Any,
+    optimizer: optax.GradientTransformation,
+    mesh: jax.sharding.Mesh,
+    rules=sharding.RULES,
+) -> tuple[TrainState, TrainState]:
+  """Returns (state, shardings).
+
+  Args:
+    init: () -> params.
+    axes: logical axis names of the trained parameters, as `Tokenizer.axes()` gives them.
+    optimizer: makes the optimiser's state.
+    mesh: where the state lives.
+    rules: logical axis -> mesh axes.
+  """
+
+  def make():
+    params = init()
+    average = jax.tree.map(jnp.copy, params)
+    return TrainState(jnp.zeros((), jnp.int32), params, average, optimizer.init(params))
+
+  abstract = jax.eval_shape(make)
+  params = sharding.param_shardings(axes, abstract.params, mesh, rules)
+  shardings = sharding.state_shardings(abstract, abstract.params, params, mesh)
+  return jax.jit(make, out_shardings=shardings)(), shardings

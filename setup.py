@@ -1,0 +1,50 @@
+"""Packaging of oat_jax. The core acts on what was trained; extras train, simulate and develop."""
+
+import pathlib
+import re
+
+from setuptools import find_packages
+from setuptools import setup
+
+ROOT = pathlib.Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "oat_jax/__init__.py").read_text())[1]
+
+EXTRAS = {
+    "train": [
+        "flax>=0.12.8,<0.13",
+        "optax>=0.2.8,<0.3",
+        "orbax-checkpoint>=0.12.8,<0.13",
+        "grain>=0.2.18,<0.3",
+        "tensorflow-datasets>=4.9.10,<5",
+        "array-record>=0.8.3",
+        "ml_collections>=1.1,<2",
+        "etils[epath]>=1.9",
+        "google-crc32c>=1.6",
+        "opencv-python-headless>=4.10",
+        "tensorboardX>=2.6",
+        "matplotlib>=3.9",
+        "tqdm>=4.66",
+    ],
+    "sim": ["metaworld>=3.1.1,<3.2", "packaging", "gymnasium>=1.1", "tqdm>=4.66"],
+    "tpu": ["libtpu"],
+    "cuda": ["jax[cuda13]"],
+    "dev": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "chex>=0.1.89", "ruff>=0.14", "pyright>=1.1.400"],
+}
+
+setup(
+    name="oat-jax",
+    version=VERSION,
+    description="Ordered action tokenization for robot policies, in JAX.",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["oat_jax", "oat_jax.*"]),
+    python_requires=">=3.11,<3.13",
+    install_requires=["jax>=0.10.2,<0.13", "numpy>=2", "scipy>=1.14", "safetensors>=0.4", "flatbuffers>=24", "absl-py>=2"],
+    extras_require=EXTRAS,
+    classifiers=[
+        "License :: OSI Approved :: Apache Software License",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+    ],
+)

@@ -1,0 +1,113 @@
+"""The stream is one function of (seed, windows, batch size), however it is computed."""
+
+import itertools
+import time
+
+import numpy as np
+import pytest
+
+from oat_jax.data import pipeline
+from oat_jax.data import rlds
+from oat_jax.data import windows as windows_lib
+
+
+class Recorder:
+  """Windows whose batches are their own indices."""
+
+  def __init__(self, size):
+    self.size = size
+
+  def __len__(self):
+    return self.size
+
+  def __call__(self, indices_B):
+    assert indices_B.min() >= 0 and indices_B.max() < self.size
+    return {"index": np.array(indices_B)}
+
+
+def take(count, size=23, **options):
+  iterator = pipeline.make_pipeline(Recorder(size), **{"batch_size": 8, "seed": 3, **options})
+  return np.stack([batch["index"] for batch in itertools.islice(iterator, count)])
+
+
+def test_every_epoch_visits_every_window_once_in_a_new_order():
+  epochs = take(23).reshape(8, 23)
+  np.testing.assert_array_equal(np.sort(epochs), np.tile(np.arange(23), (8, 1)))
+  assert len({tuple(epoch) for epoch in epochs}) == 8
+  assert not any((epoch == np.arange(23)).all() for epoch in epochs)
+
+
+def test_the_seed_decides_the_order():
+  np.testing.assert_array_equal(take(5), take(5))
+  assert not np.array_equal(take(5), take(5, seed=4))
+  # Were epoch e of seed s seeded by s + e, nearby seeds would repeat each other's epochs.
+  a, b = (take(23, seed=seed).reshape(8, 23).tolist() for seed in (3, 4))
+  assert not any(epoch in b for epoch in a)
+
+
+def test_threads_do_not_change_the_stream():
+  np.testing.assert_array_equal(take(40, threads=0), take(40, threads=2))
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_rows_of_the_processes_concatenate_to_the_global_batch(count):
+  parts = [take(9, process_index=i, process_count=count) for i in range(count)]
+  np.testing.assert_array_equal(np.concatenate(parts, axis=1), take(9))
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_resume_from_any_step(threads):
+  whole = take(30, threads=threads)
+  for start in (0, 1, 2, 3, 7, 29):
+    resumed = take(30 - start, threads=threads, start_step=start)
+    np.testing.assert_array_equal(resumed, whole[start:])
+  resumed = take(3, threads=threads, start_step=5, process_index=1, process_count=2)
+  np.testing.assert_array_equal(resumed, whole[5:8, 4:])
+
+
+def test_resume_costs_nothing():
+  start = time.perf_counter()
+  take(1, start_step=10**9, threads=0)
+  assert time.perf_counter() - start < 1
+
+
+def test_real_windows_are_gathered():
+  rng = np.random.default_rng(0)
+  actions, states = rng.normal(size=(12, 2)), rng.normal(size=(12, 3))
+  starts = np.array([0, 5, 12])
+  episodes = rlds.Episodes(
+      actions.astype(np.float32), states.astype(np.float32), starts, np.zeros(2, np.int32), ("",)
+  )
+  windows = windows_lib.Windows(episodes, np.arange(2), 2, 4)
+  indices = take(2, size=12, batch_size=6)
+  stream = pipeline.make_pipeline(windows, batch_size=6, seed=3)
+  for batch, indices_B in zip(itertools.islice(stream, 2), indices):
+    np.testing.assert_array_equal(batch["actions"], windows(indices_B)["actions"])
+
+
+@pytest.mark.parametrize(("size", "batch_size"), [(10, 4), (8, 4), (3, 4), (1, 1)])
+def test_validation_epoch_covers_every_window_in_order(size, batch_size):
+  batches = list(pipeline.epoch(Recorder(size), batch_size))
+  assert all(len(b["index"]) == len(v) == batch_size for b, v in batches)
+  assert all(v.dtype == bool for _, v in batches)
+  index = np.concatenate([b["index"] for b, _ in batches])
+  valid = np.concatenate([v for _, v in batches])
+  np.testing.assert_array_equal(index[valid], np.arange(size))
+  assert not index[~valid].any() and len(index) - size < batch_size
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"process_count": 3}, "batch_size 8 is not a multiple of process_count 3"),
+        ({"process_count": 2, "process_index": 2}, "process_index 2"),
+        ({"batch_size": 24}, "there are 23 windows, fewer than batch_size 24"),
+        ({"batch_size": 0}, "batch_size 0"),
+        ({"start_step": -1}, "start_step is -1"),
+        ({"seed": -1}, "seed is -1"),
+        ({"threads": -1}, "threads is -1"),
+    ],
+)
+def test_bad_options(options, message):
+  with pytest.raises(ValueError, match=message):
+    take(1, **options)

@@ -1,0 +1,124 @@
+"""Many episodes over several processes are the same episodes."""
+
+import os
+import signal
+
+import numpy as np
+import pytest
+
+from oat_jax.envs import env as env_lib
+from oat_jax.envs import vector
+
+pytest.importorskip("metaworld", reason="the extra `sim` is not installed")
+
+MT4 = "metaworld/mt4"
+JOBS = [
+  ("box-close", 0),
+  ("coffee-pull", 1),
+  ("box-close", 2),
+  ("coffee-pull", 60),
+  ("box-close", 0),
+]
+B = len(JOBS)
+
+
+def chunks(rounds, R=5):
+  return np.random.default_rng(0).uniform(-1, 1, (rounds, B, R, 4)).astype(np.float32)
+
+
+def test_slots_that_share_a_simulator_equal_episodes_run_alone():
+  actions = chunks(3)
+  with vector.VectorEnv(MT4, 2, observation_steps=3) as envs:
+    first = envs.start(JOBS)
+    states = [envs.step(chunk) for chunk in actions]
+    again = envs.start(JOBS[::-1])
+  np.testing.assert_array_equal(first.observation_mask, [[False, False, True]] * B)
+  np.testing.assert_array_equal(again.observation["state"], first.observation["state"][::-1])
+  for b, (task, seed) in enumerate(JOBS):
+    env = env_lib.make(MT4, task)
+    alone = [env.reset(seed=seed)[0]["state"]]
+    np.testing.assert_array_equal(first.observation["state"][b], alone * 3)
+    for chunk, state in zip(actions, states):
+      alone += [env.step(action)[0]["state"] for action in chunk[b]]
+      np.testing.assert_array_equal(state.observation["state"][b], alone[-3:])
+      assert state.observation_mask.all() and state.steps[b] == len(alone) - 1
+
+
+def test_expert_chunks_leave_no_trace_and_come_true():
+  with vector.VectorEnv(MT4, 2) as envs:
+    envs.start(JOBS)
+    plain = [envs.step(chunk) for chunk in chunks(2)]
+    envs.start(JOBS)
+    envs.step(chunks(2)[0])
+    expert = envs.expert_chunks(20)
+    looked = envs.step(chunks(2)[1])
+    np.testing.assert_array_equal(looked.observation["state"], plain[1].observation["state"])
+    envs.start(JOBS)
+    envs.step(chunks(2)[0])
+    after = envs.step(expert)
+  assert expert.shape == (B, 20, 4) and np.abs(expert).max() <= 1
+  for b, (task, seed) in enumerate(JOBS):
+    env = env_lib.make(MT4, task)
+    env.reset(seed=seed)
+    for action in chunks(2)[0, b]:
+      observation = env.step(action)[0]
+    policy = env.expert()
+    for action in expert[b]:
+      np.testing.assert_array_equal(policy.act(observation), action)
+      observation = env.step(action)[0]
+    np.testing.assert_array_equal(after.observation["state"][b, -1], observation["state"])
+
+
+def test_episodes_end_at_success_or_the_horizon_and_then_wait():
+  with vector.VectorEnv(MT4, 1, max_steps=120) as envs:
+    state = envs.start([("coffee-pull", 0), ("coffee-pull", 1), ("box-close", 0)])
+    waiting = envs.step(np.zeros((3, 4, 4)), np.array([True, True, False]))
+    assert waiting.steps.tolist() == [4, 4, 0]
+    np.testing.assert_array_equal(waiting.observation["state"][2], state.observation["state"][2])
+    while not state.done[:2].all():
+      expert = envs.expert_chunks(10, np.array([True, False, False]))
+      assert not expert[1:].any()
+      state = envs.step(expert, np.array([True, True, False]))
+    assert state.success.tolist() == [True, False, False]
+    assert state.done.tolist() == [True, True, False]
+    assert state.steps[0] < 120 and state.steps[1] == 120
+    after = envs.step(np.ones((3, 1, 4)))
+    assert after.steps.tolist() == [*state.steps[:2], 1]
+    np.testing.assert_array_equal(after.observation["state"][:2], state.observation["state"][:2])
+
+
+def test_bad_input_is_named_and_does_no_harm():
+  with vector.VectorEnv(MT4, 1) as envs:
+    with pytest.raises(RuntimeError, match="start"):
+      envs.step(np.zeros((1, 1, 4)))
+    with pytest.raises(ValueError, match="no task 'push'"):
+      envs.start([("push", 0)])
+    envs.start([("box-close", 7)])
+    with pytest.raises(ValueError, match="'box-close', seed 7.*NaN"):
+      envs.step(np.full((1, 1, 4), np.nan))
+    with pytest.raises(ValueError, match=r"expected \[1, R, 4\]"):
+      envs.step(np.zeros((1, 4)))
+    assert envs.step(np.zeros((1, 2, 4))).steps.tolist() == [2]
+  with pytest.raises(RuntimeError, match="closed"):
+    envs.start([("box-close", 7)])
+
+
+def test_a_worker_that_dies_is_an_error_that_names_its_episode():
+  with vector.VectorEnv(MT4, 2) as envs:
+    envs.start(JOBS)
+    os.kill(envs._workers[1]._process.pid, signal.SIGKILL)
+    with pytest.raises(RuntimeError, match="SIGKILL in task 'coffee-pull', seed 1;"):
+      for _ in range(3):
+        envs.step(np.zeros((B, 1, 4)))
+    assert not envs._workers
+
+
+def test_workers_import_no_jax():
+  with vector.VectorEnv(MT4, 1) as envs:
+    envs.start([("box-close", 0)])
+    pid = envs._workers[0]._process.pid
+    if not os.path.exists(f"/proc/{pid}/maps"):
+      pytest.skip("needs /proc")
+    with open(f"/proc/{pid}/maps") as maps:
+      loaded = maps.read()
+  assert "mujoco" in loaded and "jaxlib" not in loaded
