@@ -7,6 +7,8 @@
 PYTHON ?= python3.11
 CONFIG ?= mt4
 RUNS ?= runs
+# The default goes to runs/quickstart, CONFIG=mt4_long to runs/quickstart_mt4_long.
+OUT ?= $(RUNS)/quickstart$(if $(filter-out mt4,$(CONFIG)),_$(CONFIG))
 VENV := .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
@@ -15,7 +17,7 @@ JOBS ?= 2
 .DEFAULT_GOAL := quickstart
 
 quickstart: $(VENV)/.installed
-	$(BIN)/python launch/quickstart.py --config=configs/quickstart.py:$(CONFIG) --out=$(RUNS)
+	$(BIN)/python launch/quickstart.py --config=configs/quickstart.py:$(CONFIG) --out=$(OUT)
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n $(JOBS) --dist=worksteal tests

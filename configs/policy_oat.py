@@ -4,15 +4,14 @@
       --config.tokenizer=W/tokenizer --workdir=W/policy
 
 Variants (the part behind the colon):
-  mt4   MetaWorld MT4 demonstrations
+  mt4        MetaWorld MT4 demonstrations
+  published  the paper's size (arXiv 2602.04215): about 5 M parameters
 """
 
 from ml_collections import ConfigDict
 
 
 def get_config(variant: str = "mt4") -> ConfigDict:
-  if variant != "mt4":
-    raise ValueError(f"unknown variant '{variant}'; there is mt4")
   config = ConfigDict()
   config.kind = "policy"
   config.tokenizer = ""
@@ -65,4 +64,13 @@ def get_config(variant: str = "mt4") -> ConfigDict:
   config.optimizer.clip = 1.0
   config.optimizer.ema_power = 0.75
   config.optimizer.ema_max = 0.999
+
+  if variant == "published":
+    config.model.width = 256
+    config.optimizer.learning_rate = 5e-5
+    config.optimizer.schedule = "constant"
+    config.optimizer.weight_decay = 0.0
+    config.optimizer.ema_max = 0.9999
+  elif variant != "mt4":
+    raise ValueError(f"unknown variant '{variant}'; there are mt4 and published")
   return config

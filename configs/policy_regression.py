@@ -1,59 +1,27 @@
 """Behaviour cloning by regression of the chunk with an MLP: the floor that every policy must beat.
 
-  python launch/train.py --config=configs/policy_regression.py:mt4 --config.data.path=DIR --workdir=W/regression
+  python launch/train.py --config=configs/policy_regression.py:mt4 \
+      --config.data.path=DIR --workdir=W/regression
+
+All that is not about the model is the token policy's, so that the two are matched.
 """
+
+import pathlib
+import runpy
 
 from ml_collections import ConfigDict
 
 
 def get_config(variant: str = "mt4") -> ConfigDict:
-  if variant != "mt4":
-    raise ValueError(f"unknown variant '{variant}'; there is mt4")
-  config = ConfigDict()
-  config.kind = "policy"
-  config.seed = 0
-  config.mesh = (-1, 1, 1)
-  config.init_from = ""
+  policy = runpy.run_path(str(pathlib.Path(__file__).with_name("policy_oat.py")))
+  config = policy["get_config"](variant)
+  observation = config.model.observation
   config.steps = 4000
-  config.batch_size = 256
-  config.log_every = 100
-  config.evaluate_every = 1000
-  config.save_every = 1000
-  config.keep = 2
-  config.evaluate_windows = 4096
-
-  config.data = ConfigDict()
-  config.data.path = ""
-  config.data.split = "train"
-  config.data.action = "action"
-  config.data.state = ("observation/state",)
-  config.data.task = "episode_metadata/task"
-  config.data.observation_steps = 2
-  config.data.action_horizon = 32
-  config.data.validation_fraction = 0.1
-  config.data.split_seed = 0
-  config.data.threads = 1
-
+  config.tokenizer = ""
   config.model = ConfigDict()
   config.model.name = "regression"
   config.model.hidden = 512
   config.model.layers = 2
   config.model.normalization = "min_max"
-  config.model.observation = ConfigDict()
-  config.model.observation.hidden = 512
-  config.model.observation.task_width = 32
-  config.model.observation.normalization = "mean_std"
-  config.model.observation.clip = 5.0
-  config.model.observation.noise = 0.0
-
-  config.optimizer = ConfigDict()
-  config.optimizer.learning_rate = 1e-3
-  config.optimizer.schedule = "cosine"
-  config.optimizer.warmup_steps = 200
-  config.optimizer.weight_decay = 0.1
-  config.optimizer.b1 = 0.9
-  config.optimizer.b2 = 0.95
-  config.optimizer.clip = 1.0
-  config.optimizer.ema_power = 0.75
-  config.optimizer.ema_max = 0.999
+  config.model.observation = observation
   return config

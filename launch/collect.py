@@ -2,7 +2,7 @@ r"""Collects demonstrations of scripted experts as an RLDS dataset.
 
   python launch/collect.py --suite=metaworld/mt4 --episodes=50 --noise=0.1 --out=runs/data/mt4
 
-makes 50 successful episodes of each of the four tasks, in about a minute on two cores. A killed
+makes 50 successful episodes of each of the four tasks, in about 20 seconds on two cores. A killed
 collection continues with the same command; a finished one is left as it is. Open it with
 `tfds.builder_from_directory(OUT)`.
 """

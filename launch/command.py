@@ -9,27 +9,36 @@ from absl import flags
 from absl import logging
 
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
-_USER_ERRORS = (ValueError, OSError, ImportError, RuntimeError)
+_USER_ERRORS = (ValueError, OSError, ImportError, RuntimeError, ArithmeticError)
 
 
-def run(main: Callable[[], Any]) -> None:
-  """Parses the flags and calls `main()`; the file's docstring is what --help shows."""
+def run(main: Callable[..., Any], positional: str = "") -> None:
+  """Parses the flags and calls `main`; the file's docstring is what --help shows.
+
+  Args:
+    main: called without arguments, or with the one that `positional` names.
+    positional: the name of the one argument that is not a flag, for error messages.
+  """
 
   def guarded(argv: list[str]) -> int:
     logging.set_verbosity(logging.WARNING)  # libraries narrate their progress at INFO
     try:
-      if len(argv) > 1:
-        raise ValueError(f"unexpected argument '{argv[1]}'; settings are given as --name=value")
-      main()
+      wanted = 1 if positional else 0
+      if len(argv) > 1 + wanted:
+        extra = argv[1 + wanted]
+        raise ValueError(f"unexpected argument '{extra}'; settings are given as --name=value")
+      if len(argv) < 1 + wanted:
+        raise ValueError(f"the argument {positional.upper()} is missing; see --help")
+      main(*argv[1:])
     except _USER_ERRORS as error:
       if _DEBUG.value:
         raise
       print(f"{type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
       return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
       if _DEBUG.value:
         raise
-      print("stopped; the same command continues", file=sys.stderr)
+      print(str(stop) or "stopped; the same command continues", file=sys.stderr)
       return 130
     return 0
 

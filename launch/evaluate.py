@@ -9,17 +9,25 @@ from absl import flags
 
 import command
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Working directory of the policy (or tokenizer).", required=True)
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "Working directory of the policy (or tokenizer).", required=True
+)
 _SUITE = flags.DEFINE_string("suite", "metaworld/mt4", "Suite of tasks.")
 _NUM_TOKENS = flags.DEFINE_list("num_tokens", ["1", "2", "4", "8"], "Prefix lengths K.")
 _EPISODES = flags.DEFINE_integer("episodes", 25, "Episodes per task.")
 _REPLAN = flags.DEFINE_list("replan", ["8", "16"], "Steps R executed of each chunk.")
-_CEILING = flags.DEFINE_bool("ceiling", False, "Encode and decode the scripted expert's own chunks.")
-_SEED = flags.DEFINE_integer("seed", None, "First goal seed; by default goals no demonstration used.")
+_CEILING = flags.DEFINE_bool(
+  "ceiling", False, "Encode and decode the scripted expert's own chunks."
+)
+_SEED = flags.DEFINE_integer(
+  "seed", None, "First goal seed; by default goals no demonstration used."
+)
 _STEP = flags.DEFINE_integer("step", None, "Checkpoint step; the newest by default.")
 _TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "Of token sampling; 0 is greedy.")
 _TOP_K = flags.DEFINE_integer("top_k", 0, "Sample among the k most likely tokens; 0 is all.")
-_MAX_STEPS = flags.DEFINE_integer("max_steps", None, "Control steps an episode; the suite's by default.")
+_MAX_STEPS = flags.DEFINE_integer(
+  "max_steps", None, "Control steps an episode; the suite's by default."
+)
 _PROCESSES = flags.DEFINE_integer("processes", None, "Simulator processes; one per core if unset.")
 _OUT = flags.DEFINE_string("out", None, "Report directory; WORKDIR/report by default.")
 
@@ -28,19 +36,19 @@ def main() -> None:
   from oat_jax.study import evaluation
 
   evaluation.evaluate(
-      _WORKDIR.value,
-      _SUITE.value,
-      num_tokens=tuple(int(K) for K in _NUM_TOKENS.value),
-      replans=tuple(int(R) for R in _REPLAN.value),
-      episodes=_EPISODES.value,
-      ceiling=_CEILING.value,
-      first_seed=_SEED.value,
-      step=_STEP.value,
-      temperature=_TEMPERATURE.value,
-      top_k=_TOP_K.value,
-      max_steps=_MAX_STEPS.value,
-      processes=_PROCESSES.value,
-      out=_OUT.value,
+    _WORKDIR.value,
+    _SUITE.value,
+    num_tokens=tuple(int(K) for K in _NUM_TOKENS.value),
+    replans=tuple(int(R) for R in _REPLAN.value),
+    episodes=_EPISODES.value,
+    ceiling=_CEILING.value,
+    first_seed=_SEED.value,
+    step=_STEP.value,
+    temperature=_TEMPERATURE.value,
+    top_k=_TOP_K.value,
+    max_steps=_MAX_STEPS.value,
+    processes=_PROCESSES.value,
+    out=_OUT.value,
   )
 
 

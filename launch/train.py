@@ -1,4 +1,5 @@
-r"""Trains a tokenizer or a policy; called again with the same arguments, goes on from its last checkpoint.
+r"""Trains a tokenizer or a policy; called again with the same arguments, goes on from its last
+checkpoint.
 
 Examples:
   python launch/train.py --config=configs/tokenizer_oat.py:mt4 --config.data.path=DIR --workdir=W/tokenizer
@@ -11,9 +12,13 @@ from ml_collections import config_flags
 
 import command
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/policy_oat.py:mt4.")
+CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "Config file, e.g. configs/policy_oat.py:mt4."
+)
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; made if it does not exist.")
-COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, for several processes.")
+COORDINATOR = flags.DEFINE_string(
+  "coordinator", "", "HOST:PORT of process 0, for several processes."
+)
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", 1, "How many processes train together.")
 PROCESS_ID = flags.DEFINE_integer("process_id", 0, "Rank of this process.")
 flags.mark_flags_as_required(["config", "workdir"])

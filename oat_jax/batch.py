@@ -1,14 +1,14 @@
 """What a batch is, said once: the names, shapes, dtypes and ranges that every room agrees on.
 
-A batch is a nested dict, numpy on the host and jax arrays inside a step. Axis letters: B batch, T observation steps,
-C chunk steps, A action dims, S state dims, N tokens.
+A batch is a nested dict, numpy on the host and jax arrays inside a step. Axis letters: B batch, T
+observation steps, C chunk steps, A action dims, S state dims, N tokens.
 
   observation
     state             float32 (B, T, S)  dataset units, oldest step first
     task              int32   (B,)       index of the task's name in `BatchSpec.task_names`
   observation_mask    bool    (B, T)     false where the episode had not begun yet
-  actions             float32 (B, C, A)  dataset units; the action of the newest observation comes first
-  action_mask         bool    (B, C)     false on padding behind the episode's end
+  actions             float32 (B, C, A)  dataset units; the action of the newest observation comes
+  first action_mask         bool    (B, C)     false on padding behind the episode's end
   action_dim_mask     bool    (B, A)     false on dimensions that the row's dataset does not have
   dataset             int32   (B,)       whose statistics hold
 """
@@ -38,7 +38,14 @@ class BatchSpec:
     return len(self.task_names)
 
   def __post_init__(self):
-    for name in ("observation_steps", "action_horizon", "action_dim", "state_dim", "num_datasets", "num_tasks"):
+    for name in (
+      "observation_steps",
+      "action_horizon",
+      "action_dim",
+      "state_dim",
+      "num_datasets",
+      "num_tasks",
+    ):
       if getattr(self, name) < 1:
         raise ValueError(f"BatchSpec.{name} is {getattr(self, name)}; it must be at least 1")
 
@@ -47,20 +54,22 @@ def shapes(spec: BatchSpec, batch_size: int) -> dict[str, Any]:
   """Returns the batch's structure with a `(shape, dtype)` pair at every leaf."""
   B, T, C = batch_size, spec.observation_steps, spec.action_horizon
   return {
-      "observation": {
-          "state": ((B, T, spec.state_dim), np.dtype(np.float32)),
-          "task": ((B,), np.dtype(np.int32)),
-      },
-      "observation_mask": ((B, T), np.dtype(bool)),
-      "actions": ((B, C, spec.action_dim), np.dtype(np.float32)),
-      "action_mask": ((B, C), np.dtype(bool)),
-      "action_dim_mask": ((B, spec.action_dim), np.dtype(bool)),
-      "dataset": ((B,), np.dtype(np.int32)),
+    "observation": {
+      "state": ((B, T, spec.state_dim), np.dtype(np.float32)),
+      "task": ((B,), np.dtype(np.int32)),
+    },
+    "observation_mask": ((B, T), np.dtype(bool)),
+    "actions": ((B, C, spec.action_dim), np.dtype(np.float32)),
+    "action_mask": ((B, C), np.dtype(bool)),
+    "action_dim_mask": ((B, spec.action_dim), np.dtype(bool)),
+    "dataset": ((B,), np.dtype(np.int32)),
   }
 
 
 def fake(spec: BatchSpec, batch_size: int, seed: int = 0) -> dict[str, Any]:
-  """Returns a random numpy batch of the right shapes and ranges, with padding at both ends; for tests and compilation."""
+  """Returns a random numpy batch of the right shapes and ranges, with padding at both ends; for
+  tests and compilation.
+  """
   rng = np.random.default_rng(seed)
   like = shapes(spec, batch_size)
 
@@ -72,20 +81,22 @@ def fake(spec: BatchSpec, batch_size: int, seed: int = 0) -> dict[str, Any]:
     return np.arange(rows_shape[1]) < kept
 
   return {
-      "observation": {
-          "state": floats(like["observation"]["state"]),
-          "task": rng.integers(0, spec.num_tasks, batch_size, np.int32),
-      },
-      "observation_mask": prefix_mask(like["observation_mask"][0])[:, ::-1],
-      "actions": floats(like["actions"]),
-      "action_mask": prefix_mask(like["action_mask"][0]),
-      "action_dim_mask": np.ones(like["action_dim_mask"][0], bool),
-      "dataset": rng.integers(0, spec.num_datasets, batch_size, np.int32),
+    "observation": {
+      "state": floats(like["observation"]["state"]),
+      "task": rng.integers(0, spec.num_tasks, batch_size, np.int32),
+    },
+    "observation_mask": prefix_mask(like["observation_mask"][0])[:, ::-1],
+    "actions": floats(like["actions"]),
+    "action_mask": prefix_mask(like["action_mask"][0]),
+    "action_dim_mask": np.ones(like["action_dim_mask"][0], bool),
+    "dataset": rng.integers(0, spec.num_datasets, batch_size, np.int32),
   }
 
 
 def check(batch: Batch, spec: BatchSpec) -> None:
-  """Raises ValueError, naming the leaf, where a host batch departs from the spec or holds NaN or infinity."""
+  """Raises ValueError, naming the leaf, where a host batch departs from the spec or holds NaN or
+  infinity.
+  """
   batch_size = len(batch["dataset"])
 
   def visit(like, got, path):
@@ -99,8 +110,12 @@ def check(batch: Batch, spec: BatchSpec) -> None:
         continue
       shape, dtype = leaf
       if tuple(value.shape) != shape or value.dtype != dtype:
-        raise ValueError(f"batch '{where}' is {value.dtype}{list(value.shape)}; expected {dtype}{list(shape)}")
+        raise ValueError(
+          f"batch '{where}' is {value.dtype}{list(value.shape)}; expected {dtype}{list(shape)}"
+        )
       if dtype.kind == "f" and not np.isfinite(value).all():
-        raise ValueError(f"batch '{where}' holds NaN or infinity at index {np.argwhere(~np.isfinite(value))[0].tolist()}")
+        raise ValueError(
+          f"batch '{where}' holds NaN or infinity at index {np.argwhere(~np.isfinite(value))[0].tolist()}"
+        )
 
   visit(shapes(spec, batch_size), batch, "")

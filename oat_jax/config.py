@@ -1,4 +1,6 @@
-"""From config values to frozen dataclasses: unknown, missing and mistyped keys are errors that name the key."""
+"""From config values to frozen dataclasses: unknown, missing and mistyped keys are errors that name
+the key.
+"""
 
 from collections.abc import Mapping
 import dataclasses
@@ -19,7 +21,8 @@ def freeze(cls: type[ConfigT], values: Mapping[str, Any], where: str = "config")
     where: the mapping's name in error messages, e.g. "config.optimizer".
 
   Raises:
-    ValueError: a key that does not exist (with the nearest one that does), that is missing, or of the wrong type.
+    ValueError: a key that does not exist (with the nearest one that does), that is missing, or of
+      the wrong type.
   """
   hints = typing.get_type_hints(cls)
   fields = {field.name: field for field in dataclasses.fields(typing.cast(Any, cls))}
@@ -41,7 +44,9 @@ def freeze(cls: type[ConfigT], values: Mapping[str, Any], where: str = "config")
 def _coerce(value: Any, hint: Any, where: str) -> Any:
   if dataclasses.is_dataclass(hint):
     if not isinstance(value, Mapping) and not hasattr(value, "items"):
-      raise ValueError(f"{where} is {value!r}; it holds several values: {', '.join(f.name for f in dataclasses.fields(hint))}")
+      raise ValueError(
+        f"{where} is {value!r}; it holds several values: {', '.join(f.name for f in dataclasses.fields(hint))}"
+      )
     return freeze(typing.cast(type, hint), value, where)
   origin, args = typing.get_origin(hint), typing.get_args(hint)
   if origin in (typing.Union, types.UnionType):

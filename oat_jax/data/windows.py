@@ -100,7 +100,7 @@ class Windows:
     self._action_dim_mask_A = np.arange(self.spec.action_dim) < width
     lengths = np.diff(episodes.starts_E)[ids]
     firsts = episodes.starts_E[ids] - (np.cumsum(lengths) - lengths)
-    self._episode_W = np.repeat(ids, lengths)
+    self.episode_W = np.repeat(ids, lengths)
     self._step_W = np.arange(lengths.sum()) + np.repeat(firsts, lengths)
 
   def __len__(self) -> int:
@@ -120,7 +120,7 @@ class Windows:
     if len(bad):
       raise IndexError(f"window {bad[0]} was asked for; there are {len(self)}, from 0 on")
     spec, rows = self.spec, len(indices_B)
-    episode_B, step_B = self._episode_W[indices_B], self._step_W[indices_B]
+    episode_B, step_B = self.episode_W[indices_B], self._step_W[indices_B]
     first_B1, end_B1 = (self._starts_E[episode_B + i][:, None] for i in (0, 1))
     observed_BT = step_B[:, None] + np.arange(1 - spec.observation_steps, 1)
     acted_BC = step_B[:, None] + np.arange(spec.action_horizon)

@@ -66,7 +66,8 @@ def serialize(features: tfds_features.FeaturesDict, episode: Mapping[str, Any]) 
     ValueError: a value is missing, unknown, or does not have its feature's shape or dtype.
   """
   encoded = features.encode_example(_prepare(features, episode, ""))
-  serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
+  specs: Any = features.get_serialized_info()
+  serializer = example_serializer.ExampleSerializer(specs)
   # An Example is a map, whose order protobuf leaves open unless told: equal episodes, equal bytes.
   return serializer.get_tf_example(encoded).SerializeToString(deterministic=True)
 
@@ -163,8 +164,10 @@ def write(
     }
     (partial / "dataset_info.json").write_text(json.dumps(info, indent=2) + "\n")
     partial.replace(out)
-  except BaseException:
+  except BaseException as error:
     shutil.rmtree(partial, ignore_errors=True)
+    if isinstance(error, OSError) and error.filename is None:
+      error.filename = os.fspath(partial)  # a full disk does not say which
     raise
   return sum(lengths)
 

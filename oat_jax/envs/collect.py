@@ -228,8 +228,10 @@ def _attempt_all(
       for worker in workers:
         if worker not in busy:
           hand_out(worker)
-  except BaseException:
+  except BaseException as error:
     process.close(workers, now=True)
+    if isinstance(error, OSError) and error.filename is None:
+      error.filename = os.fspath(partial)  # a full disk does not say which
     raise
   finally:
     bar.close()

@@ -191,7 +191,7 @@ def choose_renderer() -> None:
   print(f"MUJOCO_GL is not set: rendering with MUJOCO_GL={backend}", file=sys.stderr, flush=True)
   if "mujoco" in sys.modules:
     # MuJoCo read the variable when it was imported, for an environment without cameras.
-    context = importlib.import_module("mujoco.gl_context")
+    context: Any = importlib.import_module("mujoco.gl_context")
     context.GLContext = importlib.import_module(f"mujoco.{backend}").GLContext
 
 

@@ -7,6 +7,9 @@ different goals, and the first 50 are those of MetaWorld's own benchmark with se
 part of the observed state.
 """
 
+# mujoco's names are compiled and metaworld's re-exported, so pyright sees neither.
+# pyright: reportAttributeAccessIssue=false, reportPrivateImportUsage=false
+
 import copy
 import functools
 import pickle
@@ -113,10 +116,10 @@ class MetaWorldEnv(gymnasium.Env):
     # first image, and whatever is read from them, would show them where the previous episode left
     # them.
     mujoco.mj_forward(self._inner.model, self._inner.data)
-    self._inner._prev_obs = self._inner._get_curr_obs_combined_no_goal()  # pylint: disable=protected-access
+    self._inner._prev_obs = self._inner._get_curr_obs_combined_no_goal()
     self._steps = 0
     self._was_reset = True
-    state_S = self._inner._get_obs()  # pylint: disable=protected-access
+    state_S = self._inner._get_obs()
     return self._observation(state_S), {"success": False}
 
   def step(self, action: np.ndarray):
@@ -222,8 +225,8 @@ def goals(name: str, seed: int) -> np.ndarray:
   stands still, which takes a quarter of the time (0.1 s).
   """
   inner = metaworld.ALL_V3_ENVIRONMENTS[name]()
-  inner._freeze_rand_vec = False  # pylint: disable=protected-access
-  inner._set_task_called = True  # pylint: disable=protected-access
+  inner._freeze_rand_vec = False
+  inner._set_task_called = True
   inner._reset_hand = lambda steps=50: setattr(inner, "init_tcp", inner.tcp_center)
   inner.do_simulation = lambda *args, **kwargs: None
   drawn = []
@@ -233,7 +236,7 @@ def goals(name: str, seed: int) -> np.ndarray:
     with mock.patch.object(mujoco, "mj_step", lambda *args, **kwargs: None):
       for _ in range(_GOALS):
         inner.reset()
-        drawn.append(inner._last_rand_vec)  # pylint: disable=protected-access
+        drawn.append(inner._last_rand_vec)
   finally:
     np.random.set_state(before)
   return np.stack(drawn)

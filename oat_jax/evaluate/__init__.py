@@ -1,1 +1,3 @@
-"""Evaluation: episodes in a simulator, and what is said about them. Takes a callable; knows no training code."""
+"""Evaluation: episodes in a simulator, and what is said about them. Takes a callable; knows no
+training code.
+"""

@@ -1,4 +1,6 @@
-"""What is said about evaluated episodes: rates with Wilson intervals, paired differences, JSON and Markdown."""
+"""What is said about evaluated episodes: rates with Wilson intervals, paired differences, JSON and
+Markdown.
+"""
 
 from collections.abc import Sequence
 import json
@@ -26,16 +28,20 @@ def rates(rows: Sequence[Episode]) -> dict[str, dict[str, dict[str, float]]]:
   tasks = list(dict.fromkeys(row.task for row in rows))
   budgets = sorted({row.num_tokens for row in rows})
   pick = lambda task, K: [
-      row.success for row in rows if row.num_tokens == K and task in ("overall", row.task)
+    row.success for row in rows if row.num_tokens == K and task in ("overall", row.task)
   ]
   return {task: {str(K): rate(pick(task, K)) for K in budgets} for task in ["overall", *tasks]}
 
 
 def paired_difference(rows: Sequence[Episode], more: int, fewer: int) -> dict[str, float]:
-  """Returns the success of K = `more` tokens less that of `fewer`, on the same goals, with a 95 % t interval."""
+  """Returns the success of K = `more` tokens less that of `fewer`, on the same goals, with a 95 % t
+  interval.
+  """
   by_goal = {(row.num_tokens, row.task, row.seed): float(row.success) for row in rows}
   goals = sorted({(row.task, row.seed) for row in rows})
-  return paired_interval(np.asarray([by_goal[more, *goal] - by_goal[fewer, *goal] for goal in goals]))
+  return paired_interval(
+    np.asarray([by_goal[more, *goal] - by_goal[fewer, *goal] for goal in goals])
+  )
 
 
 def paired_interval(differences_N: np.ndarray) -> dict[str, float]:
@@ -63,7 +69,8 @@ def table(by_task: dict[str, dict[str, dict[str, float]]], first: str = "tokens 
 
 
 def write(out: str | os.PathLike, rows: Sequence[Episode], facts: dict[str, Any]) -> dict[str, Any]:
-  """Writes `evaluation.json` (facts, rates, one row an episode) and `evaluation.md`; returns the rates by R.
+  """Writes `evaluation.json` (facts, rates, one row an episode) and `evaluation.md`; returns the
+  rates by R.
 
   Args:
     out: a directory, made if missing.
@@ -83,9 +90,9 @@ def write(out: str | os.PathLike, rows: Sequence[Episode], facts: dict[str, Any]
       if len(budgets) > 1:
         difference = paired_difference(chosen, budgets[-1], budgets[0])
         text += [
-            f"K={budgets[-1]} less K={budgets[0]}, paired by goal: {100 * difference['mean']:+.0f} points "
-            f"(95 %: {100 * difference['low']:+.0f} to {100 * difference['high']:+.0f}).",
-            "",
+          f"K={budgets[-1]} less K={budgets[0]}, paired by goal: {100 * difference['mean']:+.0f} points "
+          f"(95 %: {100 * difference['low']:+.0f} to {100 * difference['high']:+.0f}).",
+          "",
         ]
   text.append("Success rates with 95 % Wilson intervals.")
   content = {"facts": facts, "success": summary, "episodes": [row._asdict() for row in rows]}

@@ -1,6 +1,8 @@
-"""Episodes side by side in a simulator, driven by anything that maps what is seen to chunks of actions.
+"""Episodes side by side in a simulator, driven by anything that maps what is seen to chunks of
+actions.
 
-Receding horizon: a chunk of C actions is asked for, its first R are executed, and the next chunk is asked for.
+Receding horizon: a chunk of C actions is asked for, its first R are executed, and the next chunk is
+asked for.
 """
 
 from collections.abc import Callable, Sequence
@@ -41,14 +43,14 @@ def assignments(tasks: Sequence[str], episodes: int, first_seed: int) -> list[tu
 
 
 def run(
-    env: Any,
-    act: Act,
-    pairs: Sequence[tuple[str, int]],
-    *,
-    replan: int,
-    method: str,
-    num_tokens: int = 0,
-    progress: bool = True,
+  env: Any,
+  act: Act,
+  pairs: Sequence[tuple[str, int]],
+  *,
+  replan: int,
+  method: str,
+  num_tokens: int = 0,
+  progress: bool = True,
 ) -> list[Episode]:
   """Runs every (task, seed) to its end.
 
@@ -76,13 +78,15 @@ def run(
       bar.update(int(state.done.sum()) - bar.n)
       bar.set_postfix(success=int(state.success.sum()), refresh=False)
   return [
-      Episode(method, num_tokens, replan, task, seed, bool(state.success[b]), int(state.steps[b]))
-      for b, (task, seed) in enumerate(pairs)
+    Episode(method, num_tokens, replan, task, seed, bool(state.success[b]), int(state.steps[b]))
+    for b, (task, seed) in enumerate(pairs)
   ]
 
 
 def latency_ms(act: Callable[[], Any], repeats: int = 100) -> dict[str, float]:
-  """Returns the p50 and p95 of the wall milliseconds of `act()`, which must wait for its result, when warm."""
+  """Returns the p50 and p95 of the wall milliseconds of `act()`, which must wait for its result,
+  when warm.
+  """
   for _ in range(5):
     act()
   times = []

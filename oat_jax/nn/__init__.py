@@ -1,1 +1,3 @@
-"""Linen modules that tokenizers and policies are made of; parameters carry logical axis names for sharding."""
+"""Linen modules that tokenizers and policies are made of; parameters carry logical axis names for
+sharding.
+"""

@@ -14,8 +14,8 @@ from oat_jax.nn import partitioning
 def contract(x: jax.Array, w: jax.Array, in_axes: int = 1) -> jax.Array:
   """Contracts the last `in_axes` axes of x with the first ones of w.
 
-  Both are flattened to matrices first: with several row axes, XLA's CPU backend takes twice the time for the product, its
-  activation and the gradient of w.
+  Both are flattened to matrices first: with several row axes, XLA's CPU backend takes twice the
+  time for the product, its activation and the gradient of w.
   """
   rows, columns = x.shape[: x.ndim - in_axes], w.shape[in_axes:]
   inner = math.prod(w.shape[:in_axes])
@@ -51,6 +51,7 @@ class Embed(nn.Module):
   def __call__(self, ids: jax.Array) -> jax.Array:
     init = initializers.normal("vocab", "embed", stddev=1.0)
     table_VD = self.param("table", init, (self.vocab_size, self.width))
-    # Gathered over fsdp before the lookup: XLA would otherwise exchange the looked-up rows one batch row at a time.
+    # Gathered over fsdp before the lookup: XLA would otherwise exchange the looked-up rows one
+    # batch row at a time.
     table_VD = partitioning.constrain(table_VD, "vocab", None)
     return table_VD.astype(self.dtype)[ids]

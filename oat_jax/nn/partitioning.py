@@ -1,6 +1,8 @@
-"""Logical axes: recorded when a parameter is made, handed out as plain tuples, used as constraints inside a step.
+"""Logical axes: recorded when a parameter is made, handed out as plain tuples, used as constraints
+inside a step.
 
-Boxes that carry the names never leave this module's functions: parameters are plain arrays everywhere else.
+Boxes that carry the names never leave this module's functions: parameters are plain arrays
+everywhere else.
 """
 
 import contextlib
@@ -16,9 +18,11 @@ def init(module: nn.Module, key: jax.Array, *args: Any, method: str | None = Non
 
 
 def logical_axes(module: nn.Module, *args: Any, method: str | None = None) -> Any:
-  """Returns the parameters' tree with a tuple of logical axis names (or None) in each array's place.
+  """Returns the parameters' tree with a tuple of logical axis names (or None) in each array's
+  place.
 
-  Raises ValueError for a parameter that was declared without names: it would silently be replicated.
+  Raises ValueError for a parameter that was declared without names: it would silently be
+  replicated.
   """
   boxed = jax.eval_shape(lambda: module.init(jax.random.key(0), *args, method=method)["params"])
 
@@ -28,7 +32,7 @@ def logical_axes(module: nn.Module, *args: Any, method: str | None = None) -> An
     return tuple(leaf.names)
 
   return jax.tree_util.tree_map_with_path(
-      names, boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned)
+    names, boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned)
   )
 
 

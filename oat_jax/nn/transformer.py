@@ -1,4 +1,6 @@
-"""Pre-norm transformer: self-attention, optional cross-attention, MLP; with an optional KV cache that is a value."""
+"""Pre-norm transformer: self-attention, optional cross-attention, MLP; with an optional KV cache
+that is a value.
+"""
 
 from typing import Any
 
@@ -50,9 +52,9 @@ class Block(nn.Module):
     keys_values = self.self_attention.keys_values(h_BTD)
     if cache is not None:
       keys_values = cache = jax.tree.map(
-          lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, index, axis=1),
-          cache,
-          keys_values,
+        lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, index, axis=1),
+        cache,
+        keys_values,
       )
     if rows is not None:
       x_BTD, h_BTD, mask_BTS = x_BTD[:, -rows:], h_BTD[:, -rows:], mask_BTS[:, -rows:]
@@ -69,7 +71,8 @@ class Block(nn.Module):
 class Transformer(nn.Module):
   """A stack of blocks and a last normalisation.
 
-  Without dropout, a first layer whose input has batch size 1 (learned queries) computes its self-attention once for the
+  Without dropout, a first layer whose input has batch size 1 (learned queries) computes its self-
+  attention once for the
   whole batch: the batch axis appears with the cross-attention.
   """
 
@@ -83,29 +86,33 @@ class Transformer(nn.Module):
 
   def setup(self):
     self.blocks = [
-        Block(self.width, self.num_heads, self.mlp_width, self.cross, self.dropout)
-        for _ in range(self.num_layers)
+      Block(self.width, self.num_heads, self.mlp_width, self.cross, self.dropout)
+      for _ in range(self.num_layers)
     ]
     self.norm_out = RMSNorm()
 
   def memory(self, memory_BMD: jax.Array) -> list[KeysValues]:
-    """Returns the cross-attention's keys and values of every layer, to be computed once per observation."""
+    """Returns the cross-attention's keys and values of every layer, to be computed once per
+    observation.
+    """
     return [block.cross_attention.keys_values(memory_BMD) for block in self.blocks]
 
   def empty_cache(self, batch_size: int, length: int) -> list[KeysValues]:
-    zeros = jnp.zeros((batch_size, length, self.num_heads, self.width // self.num_heads), self.dtype)
+    zeros = jnp.zeros(
+      (batch_size, length, self.num_heads, self.width // self.num_heads), self.dtype
+    )
     return [KeysValues(zeros, zeros) for _ in self.blocks]
 
   def __call__(
-      self,
-      x_BTD: jax.Array,
-      mask_BTS: jax.Array,
-      *,
-      memory: list[KeysValues] | None = None,
-      cache: list[KeysValues] | None = None,
-      index: jax.Array | int = 0,
-      rows: int | None = None,
-      deterministic: bool = True,
+    self,
+    x_BTD: jax.Array,
+    mask_BTS: jax.Array,
+    *,
+    memory: list[KeysValues] | None = None,
+    cache: list[KeysValues] | None = None,
+    index: jax.Array | int = 0,
+    rows: int | None = None,
+    deterministic: bool = True,
   ) -> tuple[jax.Array, list[KeysValues] | None]:
     """Runs the stack.
 
@@ -115,7 +122,8 @@ class Transformer(nn.Module):
       memory: `self.memory(...)`, for a stack with cross-attention.
       cache: keys and values of earlier rows; the rows of x are written from position `index` on.
       index: the first row's position in the cache.
-      rows: where only the last `rows` positions of the output are wanted; spares the others the last layer.
+      rows: where only the last `rows` positions of the output are wanted; spares the others the
+        last layer.
       deterministic: False draws dropout masks from the "dropout" stream.
 
     Returns:
@@ -125,13 +133,13 @@ class Transformer(nn.Module):
     for i, block in enumerate(self.blocks):
       last = i == self.num_layers - 1
       x_BTD, kv = block(
-          x_BTD,
-          mask_BTS,
-          None if memory is None else memory[i],
-          None if cache is None else cache[i],
-          index,
-          rows if last else None,
-          deterministic,
+        x_BTD,
+        mask_BTS,
+        None if memory is None else memory[i],
+        None if cache is None else cache[i],
+        index,
+        rows if last else None,
+        deterministic,
       )
       updated.append(kv)
     return self.norm_out(x_BTD), None if cache is None else updated

@@ -10,7 +10,9 @@ AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
 
 
-def make_mesh(shape: tuple[int, int, int], devices: list[jax.Device] | None = None) -> jax.sharding.Mesh:
+def make_mesh(
+  shape: tuple[int, int, int], devices: list[jax.Device] | None = None
+) -> jax.sharding.Mesh:
   """Returns the mesh of the given shape over all devices.
 
   Args:
@@ -23,12 +25,16 @@ def make_mesh(shape: tuple[int, int, int], devices: list[jax.Device] | None = No
   devices = jax.devices() if devices is None else devices
   sizes = list(shape)
   if len(sizes) != len(AXES) or sizes.count(-1) > 1 or any(n < 1 and n != -1 for n in sizes):
-    raise ValueError(f"config.mesh is {tuple(shape)}; it holds the sizes of {AXES}, one of which may be -1")
+    raise ValueError(
+      f"config.mesh is {tuple(shape)}; it holds the sizes of {AXES}, one of which may be -1"
+    )
   if -1 in sizes:
     known = math.prod(n for n in sizes if n != -1)
     sizes[sizes.index(-1)] = len(devices) // known
   if math.prod(sizes) != len(devices):
-    raise ValueError(f"config.mesh {tuple(shape)} needs {abs(math.prod(sizes))} devices; there are {len(devices)}")
+    raise ValueError(
+      f"config.mesh {tuple(shape)} needs {abs(math.prod(sizes))} devices; there are {len(devices)}"
+    )
   # Auto, because Linen's init fails under Explicit axes, jax.make_mesh's default.
   types = (AxisType.Auto,) * len(AXES)
   return jax.make_mesh(tuple(sizes), AXES, axis_types=types, devices=np.asarray(devices).tolist())

@@ -1,7 +1,8 @@
 """Observation encoder: state history and task -> observation tokens and a pooled vector.
 
-Every observation step becomes one token, made from its normalised state and the task's embedding; steps before the
-episode's start are marked, not hidden, so that a policy can tell "just started" from "standing still".
+Every observation step becomes one token, made from its normalised state and the task's embedding;
+steps before the episode's start are marked, not hidden, so that a policy can tell "just started"
+from "standing still".
 """
 
 from collections.abc import Mapping
@@ -24,7 +25,9 @@ class Config:
   hidden: int = 512  # width of the per-step MLP
   task_width: int = 32
   normalization: str = "mean_std"
-  clip: float = 5.0  # normalised states beyond it are clipped: an unseen state must not blow up the policy
+  clip: float = (
+    5.0  # normalised states beyond it are clipped: an unseen state must not blow up the policy
+  )
   # Standard deviation of the noise added to normalised states in training.
   noise: float = 0.0
 
@@ -38,7 +41,9 @@ def init_statistics(statistics: Mapping[str, np.ndarray] | None, config: Config)
   return jax.tree.map(jnp.asarray, arrays | {"offset": offset, "scale": scale})
 
 
-def normalize(statistics: Mapping[str, jax.Array], batch: Mapping[str, Any], config: Config) -> jax.Array:
+def normalize(
+  statistics: Mapping[str, jax.Array], batch: Mapping[str, Any], config: Config
+) -> jax.Array:
   """Returns the batch's states (B, T, S), normalised by its dataset's statistics and clipped."""
   row = lambda name: statistics[name][batch["dataset"]][:, None]
   state_BTS = (batch["observation"]["state"] - row("offset")) * row("scale")

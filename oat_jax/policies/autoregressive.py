@@ -1,6 +1,8 @@
-"""Autoregressive policy over ordered tokens (arXiv 2602.04215): a decoder with cross-attention to the observation.
+"""Autoregressive policy over ordered tokens (arXiv 2602.04215): a decoder with cross-attention to
+the observation.
 
-Trained by cross-entropy on the frozen tokenizer's tokens. Acting encodes the observation once, generates K tokens with a
+Trained by cross-entropy on the frozen tokenizer's tokens. Acting encodes the observation once,
+generates K tokens with a
 KV cache and decodes them to a chunk: fewer tokens are faster and coarser.
 """
 
@@ -25,7 +27,9 @@ from oat_jax.policies.policy import Sampling
 from oat_jax.tokenizers import tokenizer as tokenizer_lib
 from oat_jax.tokenizers.tokenizer import Tokenizer
 
-VOCAB_MULTIPLE = 128  # 1000 codes and BOS divide by nothing; padded rows are masked, and shard over any usual mesh
+VOCAB_MULTIPLE = (
+  128  # 1000 codes and BOS divide by nothing; padded rows are masked, and shard over any usual mesh
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +46,9 @@ class Config:
   def __post_init__(self):
     config_lib.choose(self.dtype, ("float32", "bfloat16"), "config.model.dtype")
     if self.width % self.head_width:
-      raise ValueError(f"config.model.width {self.width} is no multiple of head_width {self.head_width}")
+      raise ValueError(
+        f"config.model.width {self.width} is no multiple of head_width {self.head_width}"
+      )
 
 
 class Network(nn.Module):
@@ -62,12 +68,14 @@ class Network(nn.Module):
     positions = initializers.normal(None, "embed", stddev=1.0)
     self.positions_ND = self.param("positions", positions, (self.max_tokens, D))
     self.transformer = transformer.Transformer(
-        c.layers, D, D // c.head_width, c.mlp_ratio * D, cross=True, dropout=c.dropout, dtype=dtype
+      c.layers, D, D // c.head_width, c.mlp_ratio * D, cross=True, dropout=c.dropout, dtype=dtype
     )
     self.to_logits = linear.Linear(padded, "embed", "vocab", scale=0.1)
 
   def memory(self, state_BTS, observation_mask_BT, task_B, deterministic=True):
-    """Returns the cross-attention's keys and values: the whole cost of looking, paid once a chunk."""
+    """Returns the cross-attention's keys and values: the whole cost of looking, paid once a
+    chunk.
+    """
     x_BTD = self.observe(state_BTS, observation_mask_BT, task_B, deterministic)
     return self.transformer.memory(x_BTD)
 
@@ -75,14 +83,16 @@ class Network(nn.Module):
     return self.transformer.empty_cache(batch_size, self.max_tokens)
 
   def logits(self, tokens_BM, memory, cache=None, index=0, deterministic=True):
-    """Feeds tokens at positions index .. index + M - 1; returns (logits_BMV of the tokens after them, cache)."""
+    """Feeds tokens at positions index .. index + M - 1; returns (logits_BMV of the tokens after
+    them, cache).
+    """
     M = tokens_BM.shape[1]
     S = M if cache is None else self.max_tokens
     positions_MD = jax.lax.dynamic_slice_in_dim(self.positions_ND, index, M)
     x_BMD = self.embed_tokens(tokens_BM) + positions_MD.astype(self.embed_tokens.dtype)
     mask_1MS = (jnp.arange(S) <= index + jnp.arange(M)[:, None])[None]
     x_BMD, cache = self.transformer(
-        x_BMD, mask_1MS, memory=memory, cache=cache, index=index, deterministic=deterministic
+      x_BMD, mask_1MS, memory=memory, cache=cache, index=index, deterministic=deterministic
     )
     return self.to_logits(x_BMD.astype(jnp.float32))[..., : self.vocab_size], cache
 
@@ -95,24 +105,26 @@ class Network(nn.Module):
 def make(config: Config, spec: BatchSpec, statistics: Any, tokenizer: Tokenizer | None) -> Policy:
   """Returns the policy over `tokenizer`'s tokens; the contract is `policy.Policy`."""
   if tokenizer is None:
-    raise ValueError("an autoregressive policy needs a tokenizer: set config.tokenizer to its working directory")
+    raise ValueError(
+      "an autoregressive policy needs a tokenizer: set config.tokenizer to its working directory"
+    )
   N, V = tokenizer.max_tokens, tokenizer.vocab_size
   bos = V
   network = Network(config, spec, V, N)
   sample_input = (
-      jnp.zeros((1, spec.observation_steps, spec.state_dim)),
-      jnp.ones((1, spec.observation_steps), bool),
-      jnp.zeros((1,), jnp.int32),
-      jnp.zeros((1, N), jnp.int32),
+    jnp.zeros((1, spec.observation_steps, spec.state_dim)),
+    jnp.ones((1, spec.observation_steps), bool),
+    jnp.zeros((1,), jnp.int32),
+    jnp.zeros((1, N), jnp.int32),
   )
 
   def init(key, tokenizer_params):
     return {
-        "network": partitioning.init(network, key, *sample_input),
-        "statistics": observation_lib.init_statistics(
-            None if statistics is None else statistics["state"], config.observation
-        ),
-        "tokenizer": tokenizer_params,
+      "network": partitioning.init(network, key, *sample_input),
+      "statistics": observation_lib.init_statistics(
+        None if statistics is None else statistics["state"], config.observation
+      ),
+      "tokenizer": tokenizer_params,
     }
 
   def axes():
@@ -127,7 +139,7 @@ def make(config: Config, spec: BatchSpec, statistics: Any, tokenizer: Tokenizer 
 
   def prepare(params, batch):
     tokens_BN = tokenizer.encode(
-        params["tokenizer"], batch["actions"], batch["action_mask"], batch["dataset"]
+      params["tokenizer"], batch["actions"], batch["action_mask"], batch["dataset"]
     )
     return {"tokens": tokens_BN}
 
@@ -145,10 +157,14 @@ def make(config: Config, spec: BatchSpec, statistics: Any, tokenizer: Tokenizer 
     labels_BNV = optax.smooth_labels(jax.nn.one_hot(tokens_BN, V), config.label_smoothing)
     cross_entropy = optax.softmax_cross_entropy(logits_BNV, labels_BNV).mean()
     accuracy_N = jnp.mean(jnp.argmax(logits_BNV, -1) == tokens_BN, axis=0)
-    return cross_entropy, {"token_accuracy": accuracy_N.mean(), "first_token_accuracy": accuracy_N[0]}
+    return cross_entropy, {
+      "token_accuracy": accuracy_N.mean(),
+      "first_token_accuracy": accuracy_N[0],
+    }
 
   def evaluate(params, batch):
-    """`cross_entropy` and `token_accuracy` (B, N) under teacher forcing; `chunk_mse` (B, N): greedy chunks of 1..N tokens.
+    """`cross_entropy` and `token_accuracy` (B, N) under teacher forcing; `chunk_mse` (B, N): greedy
+    chunks of 1..N tokens.
 
     Chunk errors are on normalised actions over valid steps, as the tokenizer's own.
     """
@@ -160,14 +176,16 @@ def make(config: Config, spec: BatchSpec, statistics: Any, tokenizer: Tokenizer 
     mask_BCA = batch["action_mask"][..., None] & batch["action_dim_mask"][:, None]
 
     def error(num_tokens):
-      actions_BCA = tokenizer.decode(params["tokenizer"], info["tokens_BN"], num_tokens, batch["dataset"])
+      actions_BCA = tokenizer.decode(
+        params["tokenizer"], info["tokens_BN"], num_tokens, batch["dataset"]
+      )
       x_BCA = tokenizer_lib.normalize(statistics, actions_BCA, batch["dataset"])
       return jnp.sum(jnp.square(x_BCA - target_BCA) * mask_BCA, (1, 2)) / jnp.sum(mask_BCA, (1, 2))
 
     return {
-        "cross_entropy": cross_entropy_BN,
-        "token_accuracy": (jnp.argmax(logits_BNV, -1) == tokens_BN).astype(jnp.float32),
-        "chunk_mse": jax.lax.map(error, jnp.arange(1, N + 1)).T,
+      "cross_entropy": cross_entropy_BN,
+      "token_accuracy": (jnp.argmax(logits_BNV, -1) == tokens_BN).astype(jnp.float32),
+      "chunk_mse": jax.lax.map(error, jnp.arange(1, N + 1)).T,
     }
 
   def act(params, batch, key, num_tokens=None, sampling=Sampling()):
@@ -182,25 +200,25 @@ def make(config: Config, spec: BatchSpec, statistics: Any, tokenizer: Tokenizer 
       return logits_B1V[:, 0], cache
 
     tokens_BN = decoding.decode(
-        step,
-        apply(params, batch_size, method="empty_cache"),
-        batch_size=batch_size,
-        max_tokens=N,
-        bos=bos,
-        num_tokens=num_tokens,
-        key=key,
-        sampling=sampling,
+      step,
+      apply(params, batch_size, method="empty_cache"),
+      batch_size=batch_size,
+      max_tokens=N,
+      bos=bos,
+      num_tokens=num_tokens,
+      key=key,
+      sampling=sampling,
     )
     actions_BCA = tokenizer.decode(params["tokenizer"], tokens_BN, num_tokens, batch["dataset"])
     return actions_BCA, {"tokens_BN": tokens_BN}
 
   return Policy(
-      init=init,
-      axes=axes,
-      loss=loss,
-      evaluate=evaluate,
-      act=act,
-      prepare=prepare,
-      spec=spec,
-      max_tokens=N,
+    init=init,
+    axes=axes,
+    loss=loss,
+    evaluate=evaluate,
+    act=act,
+    prepare=prepare,
+    spec=spec,
+    max_tokens=N,
   )

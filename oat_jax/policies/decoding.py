@@ -1,4 +1,6 @@
-"""Prefix decoding: prefill once, then one step a token, stopping behind the asked prefix; the cache is a value."""
+"""Prefix decoding: prefill once, then one step a token, stopping behind the asked prefix; the cache
+is a value.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,20 +24,22 @@ def sample(logits_BV: jax.Array, key: jax.Array, sampling: Sampling) -> jax.Arra
 
 
 def decode(
-    step: Callable[[jax.Array, Any, jax.Array], tuple[jax.Array, Any]],
-    cache: Any,
-    *,
-    batch_size: int,
-    max_tokens: int,
-    bos: int,
-    num_tokens: jax.Array | int,
-    key: jax.Array,
-    sampling: Sampling,
+  step: Callable[[jax.Array, Any, jax.Array], tuple[jax.Array, Any]],
+  cache: Any,
+  *,
+  batch_size: int,
+  max_tokens: int,
+  bos: int,
+  num_tokens: jax.Array | int,
+  key: jax.Array,
+  sampling: Sampling,
 ) -> jax.Array:
-  """Generates the first `num_tokens` tokens; costs grow with it, and one compiled program serves every prefix.
+  """Generates the first `num_tokens` tokens; costs grow with it, and one compiled program serves
+  every prefix.
 
   Args:
-    step: (token_B, cache, position) -> (logits_BV, cache): feeds the token at `position`, returns the next one's logits.
+    step: (token_B, cache, position) -> (logits_BV, cache): feeds the token at `position`, returns
+      the next one's logits.
     cache: the state of `step` after prefill.
     batch_size: B.
     max_tokens: N, the width of the result.

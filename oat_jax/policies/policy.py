@@ -1,7 +1,7 @@
 """The policy contract: what has been observed -> a chunk of actions in the dataset's units.
 
-A policy is a NamedTuple of pure functions; the frozen tokenizer and all statistics are inside its parameters, so that a
-checkpoint of a policy is all that acting needs.
+A policy is a NamedTuple of pure functions; the frozen tokenizer and all statistics are inside its
+parameters, so that a checkpoint of a policy is all that acting needs.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,10 +16,11 @@ from oat_jax.tokenizers.tokenizer import Tokenizer
 
 Params = Any
 
-# One file a policy: it holds `Config`, a frozen dataclass, and `make(config, spec, statistics, tokenizer) -> Policy`.
+# One file a policy: it holds `Config`, a frozen dataclass, and `make(config, spec, statistics,
+# tokenizer) -> Policy`.
 MODULES = {
-    "autoregressive": "oat_jax.policies.autoregressive",
-    "regression": "oat_jax.policies.regression",
+  "autoregressive": "oat_jax.policies.autoregressive",
+  "regression": "oat_jax.policies.regression",
 }
 
 
@@ -39,15 +40,17 @@ class Policy(NamedTuple):
   """Pure functions and static facts of one policy (axis letters as in oat_jax/batch.py).
 
   Attributes:
-    init: key -> params. A policy over tokens takes the trained tokenizer's parameters: init(key, tokenizer_params).
+    init: key -> params. A policy over tokens takes the trained tokenizer's parameters: init(key,
+      tokenizer_params).
     axes: () -> the trained parameters' tree with tuples of logical axis names.
     loss: (params, batch, key) -> (scalar, {name: scalar}).
-    evaluate: (params, batch) -> {name: (B,) or (B, N)}, one row an example, to be averaged over held-out data.
-    act: (params, batch, key, num_tokens=None, sampling=Sampling()) -> (actions_BCA, info). `batch` needs `observation`,
-      `observation_mask` and `dataset` only. num_tokens, in 1 .. max_tokens, may be traced; None means all. `info` holds
-      `tokens_BN`, for a policy over tokens.
-    prepare: (params, batch) -> {name: array} to be computed once for each training window and added to its batches
-      (tokens of the frozen tokenizer), or None.
+    evaluate: (params, batch) -> {name: (B,) or (B, N)}, one row an example, to be averaged over
+      held-out data.
+    act: (params, batch, key, num_tokens=None, sampling=Sampling()) -> (actions_BCA, info). `batch`
+      needs `observation`, `observation_mask` and `dataset` only. num_tokens, in 1 .. max_tokens,
+      may be traced; None means all. `info` holds `tokens_BN`, for a policy over tokens.
+    prepare: (params, batch) -> {name: array} to be computed once for each training window and added
+      to its batches (tokens of the frozen tokenizer), or None.
     spec: the batch that it was made for.
     max_tokens: N, or 1 for a policy without tokens.
   """
@@ -63,10 +66,10 @@ class Policy(NamedTuple):
 
 
 def make(
-    config: Mapping[str, Any],
-    spec: BatchSpec,
-    statistics: Mapping[str, Mapping[str, Any]] | None = None,
-    tokenizer: Tokenizer | None = None,
+  config: Mapping[str, Any],
+  spec: BatchSpec,
+  statistics: Mapping[str, Mapping[str, Any]] | None = None,
+  tokenizer: Tokenizer | None = None,
 ) -> Policy:
   """Returns the policy that `config["name"]` names.
 

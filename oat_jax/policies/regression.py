@@ -1,4 +1,6 @@
-"""Behaviour cloning by regression: one MLP from the observation to the whole chunk; the floor every policy must beat."""
+"""Behaviour cloning by regression: one MLP from the observation to the whole chunk; the floor every
+policy must beat.
+"""
 
 import dataclasses
 from typing import Any
@@ -43,18 +45,26 @@ class Network(nn.Module):
 
 
 def make(config: Config, spec: BatchSpec, statistics: Any, tokenizer: Tokenizer | None) -> Policy:
-  """Returns the regression policy; it has no tokens, so `num_tokens` and `sampling` change nothing."""
+  """Returns the regression policy; it has no tokens, so `num_tokens` and `sampling` change
+  nothing.
+  """
   del tokenizer
   network = Network(config, spec)
   T = spec.observation_steps
-  sample_input = (jnp.zeros((1, T, spec.state_dim)), jnp.ones((1, T), bool), jnp.zeros((1,), jnp.int32))
+  sample_input = (
+    jnp.zeros((1, T, spec.state_dim)),
+    jnp.ones((1, T), bool),
+    jnp.zeros((1,), jnp.int32),
+  )
 
   def init(key):
     statistics_of = lambda name: None if statistics is None else statistics[name]
     return {
-        "network": partitioning.init(network, key, *sample_input),
-        "statistics": observation_lib.init_statistics(statistics_of("state"), config.observation),
-        "action_statistics": tokenizer_lib.init_statistics(statistics_of("actions"), config.normalization),
+      "network": partitioning.init(network, key, *sample_input),
+      "statistics": observation_lib.init_statistics(statistics_of("state"), config.observation),
+      "action_statistics": tokenizer_lib.init_statistics(
+        statistics_of("actions"), config.normalization
+      ),
     }
 
   def axes():
@@ -92,12 +102,12 @@ def make(config: Config, spec: BatchSpec, statistics: Any, tokenizer: Tokenizer 
     return tokenizer_lib.denormalize(statistics, chunk_BCA, batch["dataset"]), {}
 
   return Policy(
-      init=init,
-      axes=axes,
-      loss=loss,
-      evaluate=evaluate,
-      act=act,
-      prepare=None,
-      spec=spec,
-      max_tokens=1,
+    init=init,
+    axes=axes,
+    loss=loss,
+    evaluate=evaluate,
+    act=act,
+    prepare=None,
+    spec=spec,
+    max_tokens=1,
   )

@@ -18,7 +18,8 @@ from oat_jax.policies.policy import Sampling
 from oat_jax.tokenizers import tokenizer as tokenizer_lib
 from oat_jax.train import models
 
-# Demonstrations use seeds from 0 on. Reported goals and goals for choosing anything are never the same ones.
+# Demonstrations use seeds from 0 on. Reported goals and goals for choosing anything are never the
+# same ones.
 REPORTED_SEED = 100_000
 CHOOSING_SEED = 50_000
 
@@ -41,24 +42,28 @@ class PolicyActor:
     names = self.trained.spec.task_names
     unknown = sorted(set(tasks) - set(names)) if names != ("",) else []
     if unknown:
-      raise ValueError(f"the policy does not know task '{unknown[0]}'; it was trained on {', '.join(names)}")
+      raise ValueError(
+        f"the policy does not know task '{unknown[0]}'; it was trained on {', '.join(names)}"
+      )
     parts = []
     for name in self.trained.config.data.state:
       key = name.removeprefix("observation/")
       if key not in state.observation:
-        raise ValueError(f"the policy reads '{name}'; the simulator gives {sorted(state.observation)}")
+        raise ValueError(
+          f"the policy reads '{name}'; the simulator gives {sorted(state.observation)}"
+        )
       parts.append(state.observation[key])
     state_BTS = np.concatenate(parts, -1).astype(np.float32)
     if state_BTS.shape[1:] != (self.spec.observation_steps, self.spec.state_dim):
       raise ValueError(
-          f"the policy reads states of shape {[self.spec.observation_steps, self.spec.state_dim]}; "
-          f"the simulator gives {list(state_BTS.shape[1:])}"
+        f"the policy reads states of shape {[self.spec.observation_steps, self.spec.state_dim]}; "
+        f"the simulator gives {list(state_BTS.shape[1:])}"
       )
     ids = [names.index(task) if task in names else 0 for task in tasks]
     return {
-        "observation": {"state": state_BTS, "task": np.asarray(ids, np.int32)},
-        "observation_mask": state.observation_mask,
-        "dataset": np.zeros(len(tasks), np.int32),
+      "observation": {"state": state_BTS, "task": np.asarray(ids, np.int32)},
+      "observation_mask": state.observation_mask,
+      "dataset": np.zeros(len(tasks), np.int32),
     }
 
   def __call__(self, batch: dict[str, Any], num_tokens: int) -> np.ndarray:
@@ -77,13 +82,16 @@ class PolicyActor:
 
 
 def ceiling_driver(env: Any, trained: models.Trained, num_tokens: int) -> rollout.Act:
-  """The best that a policy over these tokens could do: the expert's own next chunk, encoded and decoded.
+  """The best that a policy over these tokens could do: the expert's own next chunk, encoded and
+  decoded.
 
   At every replanning the scripted expert is rolled out noise-free from the saved simulator state.
   """
   tokenizer, params = trained.tokenizer, trained.params
   if tokenizer is None:
-    raise ValueError("a ceiling needs a tokenizer; the working directory holds a policy without one")
+    raise ValueError(
+      "a ceiling needs a tokenizer; the working directory holds a policy without one"
+    )
   params = params if trained.config.kind == "tokenizer" else params["tokenizer"]
 
   def act(state, active_B):
@@ -104,34 +112,35 @@ def act_latency_ms(actor: PolicyActor, budgets: Sequence[int]) -> dict[str, dict
   """Returns {K: {p50, p95}}: wall milliseconds from observation to chunk, batch size 1, warm."""
   spec = actor.spec
   batch = {
-      "observation": {
-          "state": np.zeros((1, spec.observation_steps, spec.state_dim), np.float32),
-          "task": np.zeros(1, np.int32),
-      },
-      "observation_mask": np.ones((1, spec.observation_steps), bool),
-      "dataset": np.zeros(1, np.int32),
+    "observation": {
+      "state": np.zeros((1, spec.observation_steps, spec.state_dim), np.float32),
+      "task": np.zeros(1, np.int32),
+    },
+    "observation_mask": np.ones((1, spec.observation_steps), bool),
+    "dataset": np.zeros(1, np.int32),
   }
   return {str(K): rollout.latency_ms(lambda K=K: actor(batch, K)) for K in budgets}
 
 
 def evaluate(
-    workdir: str,
-    suite_name: str,
-    *,
-    num_tokens: Sequence[int] = (1, 2, 4, 8),
-    replans: Sequence[int] = (8, 16),
-    episodes: int = 25,
-    ceiling: bool = False,
-    first_seed: int | None = None,
-    step: int | None = None,
-    temperature: float = 0.0,
-    top_k: int = 0,
-    max_steps: int | None = None,
-    processes: int | None = None,
-    out: str | None = None,
-    env: vector.VectorEnv | None = None,
+  workdir: str,
+  suite_name: str,
+  *,
+  num_tokens: Sequence[int] = (1, 2, 4, 8),
+  replans: Sequence[int] = (8, 16),
+  episodes: int = 25,
+  ceiling: bool = False,
+  first_seed: int | None = None,
+  step: int | None = None,
+  temperature: float = 0.0,
+  top_k: int = 0,
+  max_steps: int | None = None,
+  processes: int | None = None,
+  out: str | None = None,
+  env: vector.VectorEnv | None = None,
 ) -> dict[str, Any]:
-  """Evaluates a policy, or with `ceiling` a tokenizer and the expert, and writes evaluation.json and .md.
+  """Evaluates a policy, or with `ceiling` a tokenizer and the expert, and writes evaluation.json
+  and .md.
 
   Args:
     workdir: of the policy; of the tokenizer (or of a policy that holds one) for a ceiling.
@@ -163,27 +172,27 @@ def evaluate(
       raise ValueError(f"replan is {R}; it must be in 1..{horizon}, the chunk's steps")
   if trained.spec.action_dim != suite.action_dim:
     raise ValueError(
-        f"{workdir} has actions of {trained.spec.action_dim} dimensions; {suite_name} takes {suite.action_dim}"
+      f"{workdir} has actions of {trained.spec.action_dim} dimensions; {suite_name} takes {suite.action_dim}"
     )
   first_seed = REPORTED_SEED if first_seed is None else first_seed
   pairs = rollout.assignments(suite.tasks, episodes, first_seed)
   tasks = [task for task, _ in pairs]
   sampling = Sampling(temperature, top_k)
   facts: dict[str, Any] = {
-      "workdir": pathlib.Path(workdir).name,
-      "step": trained.step,
-      "suite": suite_name,
-      "episodes_per_task": episodes,
-      "first_seed": first_seed,
-      "max_steps": suite.max_steps if max_steps is None else max_steps,
-      "sampling": sampling._asdict(),
-      "versions": versions(),
+    "workdir": pathlib.Path(workdir).name,
+    "step": trained.step,
+    "suite": suite_name,
+    "episodes_per_task": episodes,
+    "first_seed": first_seed,
+    "max_steps": suite.max_steps if max_steps is None else max_steps,
+    "sampling": sampling._asdict(),
+    "versions": versions(),
   }
   rows: list[rollout.Episode] = []
   own = env is None
   if env is None:
     env = vector.VectorEnv(
-        suite_name, processes, observation_steps=trained.spec.observation_steps, max_steps=max_steps
+      suite_name, processes, observation_steps=trained.spec.observation_steps, max_steps=max_steps
     )
   try:
     if ceiling:

@@ -1,4 +1,6 @@
-"""Tokenizers: chunks of actions <-> ordered tokens. One file each; the contract is in tokenizer.py."""
+"""Tokenizers: chunks of actions <-> ordered tokens. One file each; the contract is in
+tokenizer.py.
+"""
 
 from oat_jax.tokenizers.tokenizer import make
 from oat_jax.tokenizers.tokenizer import Tokenizer

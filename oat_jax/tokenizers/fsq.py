@@ -1,7 +1,8 @@
-"""Finite scalar quantisation (arXiv 2309.15505): a latent is bounded per dimension and rounded to a few levels.
+"""Finite scalar quantisation (arXiv 2309.15505): a latent is bounded per dimension and rounded to a
+few levels.
 
-The codebook is the product of the levels and is not learned; an id is a mixed-radix number whose first dimension runs
-fastest. Latents that leave `quantize` lie in [-1, 1].
+The codebook is the product of the levels and is not learned; an id is a mixed-radix number whose
+first dimension runs fastest. Latents that leave `quantize` lie in [-1, 1].
 """
 
 import math
@@ -18,7 +19,9 @@ def codebook_size(levels: Levels) -> int:
 
 
 def quantize(z: jax.Array, levels: Levels) -> jax.Array:
-  """Rounds unbounded latents (..., D_l) to the grid, in [-1, 1]; gradients pass straight through the rounding."""
+  """Rounds unbounded latents (..., D_l) to the grid, in [-1, 1]; gradients pass straight through
+  the rounding.
+  """
   rounded = _bound(z, levels)
   rounded = rounded + jax.lax.stop_gradient(jnp.round(rounded) - rounded)
   return rounded / (np.asarray(levels) // 2)
@@ -43,7 +46,9 @@ def _basis(levels: Levels) -> np.ndarray:
 
 
 def _bound(z: jax.Array, levels: Levels) -> jax.Array:
-  """Squashes z so that rounding gives exactly `levels` values; an even number of levels needs an offset of one half."""
+  """Squashes z so that rounding gives exactly `levels` values; an even number of levels needs an
+  offset of one half.
+  """
   levels_array = np.asarray(levels)
   half = (levels_array - 1) * (1 + 1e-3) / 2
   offset = np.where(levels_array % 2 == 0, 0.5, 0.0)

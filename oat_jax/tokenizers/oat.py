@@ -1,8 +1,10 @@
-"""Ordered action tokenization (arXiv 2602.04215): registers, finite scalar quantisation, nested dropout.
+"""Ordered action tokenization (arXiv 2602.04215): registers, finite scalar quantisation, nested
+dropout.
 
-An encoder reads the chunk and writes it into N registers; register i sees all actions and the registers up to i. Each is
-quantised to one token. A decoder rebuilds the chunk from the first K tokens, the others replaced by a learned mask;
-because K is drawn anew for every training example, the first token learns the coarse motion and later ones refine it.
+An encoder reads the chunk and writes it into N registers; register i sees all actions and the
+registers up to i. Each is quantised to one token. A decoder rebuilds the chunk from the first K
+tokens, the others replaced by a learned mask; because K is drawn anew for every training example,
+the first token learns the coarse motion and later ones refine it.
 """
 
 import dataclasses
@@ -41,8 +43,11 @@ class Config:
   # This many steps make one encoder token and one decoder query: shorter sequences, same chunk.
   patch: int = 1
   normalization: str = "min_max"
-  nested_dropout: str = "uniform"  # K uniform over 1..N, or over the powers of two up to N, as published
-  # Weight of the squared error of running sums, per dimension that is a displacement: there correlated errors add up to
+  nested_dropout: str = (
+    "uniform"  # K uniform over 1..N, or over the powers of two up to N, as published
+  )
+  # Weight of the squared error of running sums, per dimension that is a displacement: there
+  # correlated errors add up to
   # a position error, which the plain loss does not see.
   cumulative_weight: float = 0.0
   cumulative_dims: tuple[int, ...] = ()
@@ -52,7 +57,9 @@ class Config:
     config_lib.choose(self.nested_dropout, NESTED_DROPOUT, "config.model.nested_dropout")
     config_lib.choose(self.dtype, ("float32", "bfloat16"), "config.model.dtype")
     if self.width % self.head_width:
-      raise ValueError(f"config.model.width {self.width} is no multiple of head_width {self.head_width}")
+      raise ValueError(
+        f"config.model.width {self.width} is no multiple of head_width {self.head_width}"
+      )
     if min(self.levels, default=0) < 2:
       raise ValueError(f"config.model.levels is {self.levels}; every level must be at least 2")
 
@@ -69,12 +76,14 @@ class Network(nn.Module):
     P = self.spec.action_horizon // c.patch  # positions
     heads, dtype = D // c.head_width, jnp.dtype(c.dtype)
     stack = lambda layers, cross: transformer.Transformer(
-        layers, D, heads, c.mlp_ratio * D, cross=cross, dropout=c.dropout, dtype=dtype
+      layers, D, heads, c.mlp_ratio * D, cross=cross, dropout=c.dropout, dtype=dtype
     )
     learned = lambda name, rows: self.param(name, initializers.normal(None, "embed"), (rows, D))
     self.embed_actions = linear.Linear(D, dtype=dtype)
     self.encoder_positions_PD = learned("encoder_positions", P)
-    self.registers_ND = self.param("registers", initializers.normal(None, "embed", stddev=1.0), (N, D))
+    self.registers_ND = self.param(
+      "registers", initializers.normal(None, "embed", stddev=1.0), (N, D)
+    )
     self.encoder = stack(c.encoder_layers, cross=False)
     self.to_latent = linear.Linear(len(c.levels), "embed", None)
     self.from_latent = linear.Linear(D, dtype=dtype)
@@ -90,7 +99,9 @@ class Network(nn.Module):
     B, C, _ = actions_BCA.shape
     P, N = C // c.patch, c.num_tokens
     visible_BC1 = action_mask_BC[..., None].astype(actions_BCA.dtype)
-    steps_BCX = jnp.concatenate([jnp.where(action_mask_BC[..., None], actions_BCA, 0), visible_BC1], -1)
+    steps_BCX = jnp.concatenate(
+      [jnp.where(action_mask_BC[..., None], actions_BCA, 0), visible_BC1], -1
+    )
     x_BPD = self.embed_actions(steps_BCX.reshape(B, P, -1)) + self.encoder_positions_PD
     registers_BND = jnp.broadcast_to(self.registers_ND, (B, N, c.width)).astype(x_BPD.dtype)
     x_BTD = partitioning.constrain(jnp.concatenate([x_BPD, registers_BND], 1), "batch", None, None)
@@ -109,7 +120,9 @@ class Network(nn.Module):
     kept_BN1 = (jnp.arange(N) < num_tokens_B[:, None])[..., None]
     x_BND = jnp.where(kept_BN1, x_BND, self.masked_1D.astype(x_BND.dtype))
     queries_BPD = self.queries_PD[None].astype(x_BND.dtype)
-    if c.dropout and not deterministic:  # dropout masks differ by row, so the rows part here already
+    if (
+      c.dropout and not deterministic
+    ):  # dropout masks differ by row, so the rows part here already
       queries_BPD = jnp.broadcast_to(queries_BPD, (B, P, c.width))
     causal_1PP = jnp.tril(jnp.ones((P, P), bool))[None]
     memory = self.decoder.memory(partitioning.constrain(x_BND, "batch", None, None))
@@ -118,12 +131,16 @@ class Network(nn.Module):
 
   def __call__(self, actions_BCA, action_mask_BC, num_tokens_B, deterministic=True):
     """Returns (reconstruction_BCA, codes_BNL) in normalised units."""
-    codes_BNL = fsq.quantize(self.encode(actions_BCA, action_mask_BC, deterministic), self.config.levels)
+    codes_BNL = fsq.quantize(
+      self.encode(actions_BCA, action_mask_BC, deterministic), self.config.levels
+    )
     return self.decode(codes_BNL, num_tokens_B, deterministic), codes_BNL
 
 
 def register_mask(num_positions: int, num_registers: int) -> np.ndarray:
-  """(T, T), T = positions + registers: actions see actions; register i sees all actions and registers up to i."""
+  """(T, T), T = positions + registers: actions see actions; register i sees all actions and
+  registers up to i.
+  """
   P, N = num_positions, num_registers
   mask_TT = np.zeros((P + N, P + N), bool)
   mask_TT[:, :P] = True
@@ -132,28 +149,30 @@ def register_mask(num_positions: int, num_registers: int) -> np.ndarray:
 
 
 def make(config: Config, spec: BatchSpec, statistics: tokenizer_lib.Statistics | None) -> Tokenizer:
-  """Returns OAT for chunks of `spec.action_horizon` steps; the contract is `tokenizer.Tokenizer`."""
+  """Returns OAT for chunks of `spec.action_horizon` steps; the contract is
+  `tokenizer.Tokenizer`.
+  """
   N, C = config.num_tokens, spec.action_horizon
   if C % config.patch:
     raise ValueError(f"config.model.patch {config.patch} does not divide the action horizon {C}")
   if any(not 0 <= dim < spec.action_dim for dim in config.cumulative_dims):
     raise ValueError(
-        f"config.model.cumulative_dims {config.cumulative_dims} leaves 0..{spec.action_dim - 1}, the action's dimensions"
+      f"config.model.cumulative_dims {config.cumulative_dims} leaves 0..{spec.action_dim - 1}, the action's dimensions"
     )
   network = Network(config, spec)
   budgets = list(range(1, N + 1))
   if config.nested_dropout == "powers_of_two":
     budgets = [K for K in budgets if K & (K - 1) == 0]
   sample = (
-      jnp.zeros((1, C, spec.action_dim)),
-      jnp.ones((1, C), bool),
-      jnp.full((1,), N, jnp.int32),
+    jnp.zeros((1, C, spec.action_dim)),
+    jnp.ones((1, C), bool),
+    jnp.full((1,), N, jnp.int32),
   )
 
   def init(key):
     return {
-        "network": partitioning.init(network, key, *sample),
-        "statistics": tokenizer_lib.init_statistics(statistics, config.normalization),
+      "network": partitioning.init(network, key, *sample),
+      "statistics": tokenizer_lib.init_statistics(statistics, config.normalization),
     }
 
   def axes():
@@ -171,23 +190,27 @@ def make(config: Config, spec: BatchSpec, statistics: tokenizer_lib.Statistics |
     return fsq.ids(codes_BNL, config.levels)
 
   def decode(params, tokens_BN, num_tokens, dataset_B=None):
-    codes_BNL = fsq.codes(jnp.clip(tokens_BN, 0, fsq.codebook_size(config.levels) - 1), config.levels)
+    codes_BNL = fsq.codes(
+      jnp.clip(tokens_BN, 0, fsq.codebook_size(config.levels) - 1), config.levels
+    )
     num_tokens_B = jnp.broadcast_to(jnp.clip(num_tokens, 1, N), tokens_BN.shape[:1])
     x_BCA = apply(params, codes_BNL, num_tokens_B, method="decode")
     return tokenizer_lib.denormalize(params["statistics"], x_BCA, dataset_B)
 
   def loss(params, batch, key):
-    """Masked mean squared error of normalised actions, over valid steps and dimensions; one K an example."""
+    """Masked mean squared error of normalised actions, over valid steps and dimensions; one K an
+    example.
+    """
     key_budget, key_dropout = jax.random.split(key)
     target_BCA = tokenizer_lib.normalize(params["statistics"], batch["actions"], batch["dataset"])
     num_tokens_B = jax.random.choice(key_budget, jnp.asarray(budgets), target_BCA.shape[:1])
     predicted_BCA, codes_BNL = apply(
-        params,
-        target_BCA,
-        batch["action_mask"],
-        num_tokens_B,
-        deterministic=config.dropout == 0,
-        rngs={"dropout": key_dropout},
+      params,
+      target_BCA,
+      batch["action_mask"],
+      num_tokens_B,
+      deterministic=config.dropout == 0,
+      rngs={"dropout": key_dropout},
     )
     mask_BCA = batch["action_mask"][..., None] & batch["action_dim_mask"][:, None]
     error_BCA = jnp.where(mask_BCA, predicted_BCA - target_BCA, 0)
@@ -204,10 +227,14 @@ def make(config: Config, spec: BatchSpec, statistics: tokenizer_lib.Statistics |
     return total, aux | {"codes_in_batch": jnp.sum(used_V)}
 
   def evaluate(params, batch):
-    """`mse` (B, N): squared error of normalised actions decoded from the first 1..N tokens; `tokens` (B, N)."""
+    """`mse` (B, N): squared error of normalised actions decoded from the first 1..N tokens;
+    `tokens` (B, N).
+    """
     target_BCA = tokenizer_lib.normalize(params["statistics"], batch["actions"], batch["dataset"])
     mask_BCA = batch["action_mask"][..., None] & batch["action_dim_mask"][:, None]
-    codes_BNL = fsq.quantize(apply(params, target_BCA, batch["action_mask"], method="encode"), config.levels)
+    codes_BNL = fsq.quantize(
+      apply(params, target_BCA, batch["action_mask"], method="encode"), config.levels
+    )
 
     def error(num_tokens):
       num_tokens_B = jnp.full(codes_BNL.shape[:1], num_tokens)
@@ -215,19 +242,19 @@ def make(config: Config, spec: BatchSpec, statistics: tokenizer_lib.Statistics |
       return jnp.sum(jnp.square(x_BCA - target_BCA) * mask_BCA, (1, 2)) / jnp.sum(mask_BCA, (1, 2))
 
     return {
-        "mse": jax.lax.map(error, jnp.arange(1, N + 1)).T,
-        "tokens": fsq.ids(codes_BNL, config.levels),
+      "mse": jax.lax.map(error, jnp.arange(1, N + 1)).T,
+      "tokens": fsq.ids(codes_BNL, config.levels),
     }
 
   return Tokenizer(
-      init=init,
-      axes=axes,
-      encode=encode,
-      decode=decode,
-      loss=loss,
-      evaluate=evaluate,
-      spec=spec,
-      vocab_size=fsq.codebook_size(config.levels),
-      max_tokens=N,
-      prefix_decodable=True,
+    init=init,
+    axes=axes,
+    encode=encode,
+    decode=decode,
+    loss=loss,
+    evaluate=evaluate,
+    spec=spec,
+    vocab_size=fsq.codebook_size(config.levels),
+    max_tokens=N,
+    prefix_decodable=True,
   )

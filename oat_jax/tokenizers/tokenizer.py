@@ -1,7 +1,8 @@
 """The tokenizer contract: chunks of actions in the dataset's units <-> ordered tokens.
 
-A tokenizer is a NamedTuple of pure functions and static facts; its parameters, statistics included, are a plain pytree.
-`make(config, spec, statistics)` of this module finds the tokenizer by its name, and is the only way in.
+A tokenizer is a NamedTuple of pure functions and static facts; its parameters, statistics included,
+are a plain pytree. `make(config, spec, statistics)` of this module finds the tokenizer by its name,
+and is the only way in.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,7 +20,8 @@ from oat_jax.data import normalization
 Params = Any
 Statistics = Mapping[str, np.ndarray]  # min, max, mean, std, q01, q99: each (datasets, A)
 
-# One file a tokenizer: it holds `Config`, a frozen dataclass, and `make(config, spec, statistics) -> Tokenizer`.
+# One file a tokenizer: it holds `Config`, a frozen dataclass, and `make(config, spec, statistics)
+# -> Tokenizer`.
 MODULES = {"oat": "oat_jax.tokenizers.oat"}
 
 
@@ -29,12 +31,15 @@ class Tokenizer(NamedTuple):
   Attributes:
     init: key -> params.
     axes: () -> the trained parameters' tree with tuples of logical axis names.
-    encode: (params, actions_BCA, action_mask_BC=None, dataset_B=None) -> tokens_BN int32 in 0 .. vocab_size - 1.
-    decode: (params, tokens_BN, num_tokens=None, dataset_B=None) -> actions_BCA float32 inside the training range; a
-      total function: every token sequence and every num_tokens in 1 .. max_tokens gives a finite chunk, which does not
-      depend on the tokens behind the prefix. num_tokens may be traced; None means all.
+    encode: (params, actions_BCA, action_mask_BC=None, dataset_B=None) -> tokens_BN int32 in 0 ..
+      vocab_size - 1.
+    decode: (params, tokens_BN, num_tokens=None, dataset_B=None) -> actions_BCA float32 inside the
+      training range; a total function: every token sequence and every num_tokens in 1 .. max_tokens
+      gives a finite chunk, which does not depend on the tokens behind the prefix. num_tokens may be
+      traced; None means all.
     loss: (params, batch, key) -> (scalar, {name: scalar}).
-    evaluate: (params, batch) -> {name: (B,) or (B, N)}, one row an example, to be averaged over held-out data.
+    evaluate: (params, batch) -> {name: (B,) or (B, N)}, one row an example, to be averaged over
+      held-out data.
     spec: the batch that it was made for.
     vocab_size: V.
     max_tokens: N.
@@ -54,14 +59,15 @@ class Tokenizer(NamedTuple):
 
 
 def make(
-    config: Mapping[str, Any], spec: BatchSpec, statistics: Statistics | None = None
+  config: Mapping[str, Any], spec: BatchSpec, statistics: Statistics | None = None
 ) -> Tokenizer:
   """Returns the tokenizer that `config["name"]` names.
 
   Args:
     config: values of the tokenizer's own `Config`, plus `name`.
     spec: horizon, action width and number of datasets.
-    statistics: of the training actions; needed by `init` only, because trained parameters carry them.
+    statistics: of the training actions; needed by `init` only, because trained parameters carry
+      them.
 
   Raises:
     ValueError: an unknown name, or a config key that the tokenizer does not have.
@@ -70,11 +76,15 @@ def make(
   name = values.pop("name", "")
   config_lib.choose(name, MODULES, "config.model.name")
   module = importlib.import_module(MODULES[name])
-  return _checked(module.make(config_lib.freeze(module.Config, values, "config.model"), spec, statistics))
+  return _checked(
+    module.make(config_lib.freeze(module.Config, values, "config.model"), spec, statistics)
+  )
 
 
 def init_statistics(statistics: Statistics | None, normalization_mode: str) -> dict[str, jax.Array]:
-  """Returns the part of a tokenizer's parameters that `normalize` and `denormalize` read; each (datasets, A)."""
+  """Returns the part of a tokenizer's parameters that `normalize` and `denormalize` read; each
+  (datasets, A).
+  """
   if statistics is None:
     raise ValueError("a tokenizer's init needs the statistics of the training actions")
   offset, scale = normalization.affine(statistics, normalization_mode)
@@ -82,12 +92,16 @@ def init_statistics(statistics: Statistics | None, normalization_mode: str) -> d
   return jax.tree.map(jnp.asarray, arrays | {"offset": offset, "scale": scale})
 
 
-def normalize(statistics: Mapping[str, jax.Array], x_BCA: jax.Array, dataset_B: jax.Array | None) -> jax.Array:
+def normalize(
+  statistics: Mapping[str, jax.Array], x_BCA: jax.Array, dataset_B: jax.Array | None
+) -> jax.Array:
   row = lambda name: _row(statistics, name, dataset_B)
   return (x_BCA - row("offset")) * row("scale")
 
 
-def denormalize(statistics: Mapping[str, jax.Array], x_BCA: jax.Array, dataset_B: jax.Array | None) -> jax.Array:
+def denormalize(
+  statistics: Mapping[str, jax.Array], x_BCA: jax.Array, dataset_B: jax.Array | None
+) -> jax.Array:
   """Back to the dataset's units, clipped to the range that was seen in training."""
   row = lambda name: _row(statistics, name, dataset_B)
   return jnp.clip(x_BCA / row("scale") + row("offset"), row("min"), row("max"))
@@ -99,7 +113,9 @@ def _row(statistics: Mapping[str, jax.Array], name: str, dataset_B: jax.Array | 
 
 
 def _checked(tokenizer: Tokenizer) -> Tokenizer:
-  """Compiles encode and decode, and checks concrete arguments at the Python boundary, where an error can still speak."""
+  """Compiles encode and decode, and checks concrete arguments at the Python boundary, where an
+  error can still speak.
+  """
   spec, N, V = tokenizer.spec, tokenizer.max_tokens, tokenizer.vocab_size
   jit_encode, jit_decode = jax.jit(tokenizer.encode), jax.jit(tokenizer.decode)
 
@@ -107,19 +123,23 @@ def _checked(tokenizer: Tokenizer) -> Tokenizer:
     shape = tuple(jnp.shape(actions_BCA))
     if len(shape) != 3 or shape[1:] != (spec.action_horizon, spec.action_dim):
       raise ValueError(
-          f"encode: actions have shape {list(shape)}; expected [B, {spec.action_horizon}, {spec.action_dim}]"
+        f"encode: actions have shape {list(shape)}; expected [B, {spec.action_horizon}, {spec.action_dim}]"
       )
     if _concrete(actions_BCA):
       valid = True if action_mask is None else np.asarray(action_mask)[..., None]
       bad = np.argwhere(~np.isfinite(np.asarray(actions_BCA)) & valid)
       if len(bad):
-        raise ValueError(f"encode: actions hold NaN or infinity at [row, step, dimension] {bad[0].tolist()}")
+        raise ValueError(
+          f"encode: actions hold NaN or infinity at [row, step, dimension] {bad[0].tolist()}"
+        )
     return jit_encode(params, actions_BCA, action_mask, dataset)
 
   def decode(params, tokens_BN, num_tokens=None, dataset=None):
     shape, dtype = tuple(jnp.shape(tokens_BN)), jnp.result_type(tokens_BN)
     if len(shape) != 2 or shape[1] != N or not jnp.issubdtype(dtype, jnp.integer):
-      raise ValueError(f"decode: tokens are {dtype}{list(shape)}; expected integers of shape [B, {N}]")
+      raise ValueError(
+        f"decode: tokens are {dtype}{list(shape)}; expected integers of shape [B, {N}]"
+      )
     num_tokens = N if num_tokens is None else num_tokens
     check_num_tokens(num_tokens, N)
     if _concrete(tokens_BN) and _concrete(num_tokens):
@@ -127,7 +147,7 @@ def _checked(tokenizer: Tokenizer) -> Tokenizer:
       bad = np.argwhere((used < 0) | (used >= V))
       if len(bad):
         raise ValueError(
-            f"decode: token {used[tuple(bad[0])]} at [row, position] {bad[0].tolist()} is outside 0..{V - 1}"
+          f"decode: token {used[tuple(bad[0])]} at [row, position] {bad[0].tolist()} is outside 0..{V - 1}"
         )
     return jit_decode(params, tokens_BN, num_tokens, dataset)
 

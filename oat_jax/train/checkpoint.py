@@ -1,7 +1,9 @@
-"""Checkpoints: `checkpoints/STEP/{params,train,data}`, written by orbax; the only file that knows orbax.
+"""Checkpoints: `checkpoints/STEP/{params,train,data}`, written by orbax; the only file that knows
+orbax.
 
-`params` is the parameters' average, what acting and exporting need; `train` is the rest of the state; `data` is the
-integer step, the seed and the dataset's fingerprint, from which the stream of batches continues.
+`params` is the parameters' average, what acting and exporting need; `train` is the rest of the
+state; `data` is the integer step, the seed and the dataset's fingerprint, from which the stream of
+batches continues.
 """
 
 import os
@@ -21,9 +23,9 @@ class Checkpointer:
   def __init__(self, workdir: str | os.PathLike, keep: int):
     """Opens `workdir`/checkpoints, keeping the newest `keep` steps."""
     self._orbax = ocp.training.Checkpointer(
-        directory(workdir),
-        save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-        preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+      directory(workdir),
+      save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+      preservation_policy=ocp.training.preservation_policies.LatestN(keep),
     )
 
   def latest_step(self) -> int | None:
@@ -38,13 +40,15 @@ class Checkpointer:
   def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
     """Returns (state, data), every array with the sharding of `like`."""
     abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
     )
     train = {"step": abstract.step, "params": abstract.params, "opt_state": abstract.opt_state}
     contents = {"params": abstract.ema_params, "train": train, "data": None}
     out = self._orbax.load_checkpointables(step, contents)
     train = out["train"]
-    return TrainState(train["step"], train["params"], out["params"], train["opt_state"]), out["data"]
+    return TrainState(train["step"], train["params"], out["params"], train["opt_state"]), out[
+      "data"
+    ]
 
   def close(self) -> None:
     """Waits until what was saved is on disk."""

@@ -1,4 +1,6 @@
-"""The run's configuration as frozen dataclasses, and its validation; config files hold values only."""
+"""The run's configuration as frozen dataclasses, and its validation; config files hold values
+only.
+"""
 
 from collections.abc import Mapping
 import dataclasses
@@ -38,13 +40,17 @@ class Optimizer:
   b1: float = 0.9
   b2: float = 0.95
   clip: float = 1.0  # global norm
-  ema_power: float = 0.75  # of the average of parameters: decay min(ema_max, 1 - (1 + step) ** -power)
+  ema_power: float = (
+    0.75  # of the average of parameters: decay min(ema_max, 1 - (1 + step) ** -power)
+  )
   ema_max: float = 0.9999
 
   def __post_init__(self):
     config_lib.choose(self.schedule, SCHEDULES, "config.optimizer.schedule")
     if self.learning_rate <= 0:
-      raise ValueError(f"config.optimizer.learning_rate is {self.learning_rate}; it must be above 0")
+      raise ValueError(
+        f"config.optimizer.learning_rate is {self.learning_rate}; it must be above 0"
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +81,9 @@ class Config:
 
 
 def freeze(values: Mapping[str, Any]) -> Config:
-  """Returns the checked configuration; ValueError names the key that does not exist or does not fit."""
+  """Returns the checked configuration; ValueError names the key that does not exist or does not
+  fit.
+  """
   return config_lib.freeze(Config, values)
 
 

@@ -1,7 +1,8 @@
 """The training loop, one for tokenizers and policies.
 
-Its order is fixed: restore; then per step data, step, log, evaluate, save. Between logs nothing crosses from device to
-host. A signal (SIGTERM, Ctrl-C) ends the step at hand, saves, and leaves a directory from which the same command goes on.
+Its order is fixed: restore; then per step data, step, log, evaluate, save. Between logs nothing
+crosses from device to host. A signal (SIGTERM, Ctrl-C) ends the step at hand, saves, and leaves a
+directory from which the same command goes on.
 """
 
 from collections.abc import Callable, Iterator
@@ -32,10 +33,18 @@ from oat_jax.train import state as state_lib
 from oat_jax.train import step as step_lib
 
 # May differ between the run that began a working directory and the one that goes on with it.
-HARMLESS = ("log_every", "evaluate_every", "evaluate_windows", "save_every", "keep", "mesh", "data/threads")
+HARMLESS = (
+  "log_every",
+  "evaluate_every",
+  "evaluate_windows",
+  "save_every",
+  "keep",
+  "mesh",
+  "data/threads",
+)
 
 
-class Interrupted(RuntimeError):
+class Interrupted(KeyboardInterrupt):
   """A signal ended the run early; its state is saved."""
 
 
@@ -49,20 +58,20 @@ class Split(NamedTuple):
 
 
 def load_data(data: config_lib.Data) -> Split:
-  """Reads the dataset and cuts it, by episode and stratified by task, into training and validation windows."""
+  """Reads the dataset and cuts it, by episode and stratified by task, into training and validation
+  windows.
+  """
   if not data.path:
     raise ValueError("config.data.path is empty; pass --config.data.path=DIR, an RLDS dataset")
   episodes = rlds.read(data.path, data.split, rlds.Fields(data.action, data.state, data.task))
   train_E, validation_E = windows_lib.split_episodes(
-      episodes.tasks_E, data.validation_fraction, data.split_seed
+    episodes.tasks_E, data.validation_fraction, data.split_seed
   )
   make = lambda ids_E: windows_lib.Windows(
-      episodes, ids_E, data.observation_steps, data.action_horizon, data.action_dim
+    episodes, ids_E, data.observation_steps, data.action_horizon, data.action_dim
   )
   train = make(train_E)
-  statistics = {
-      name: normalization.stack([values]) for name, values in train.statistics().items()
-  }
+  statistics = {name: normalization.stack([values]) for name, values in train.statistics().items()}
   if not len(validation_E):
     raise ValueError("config.data.validation_fraction is 0; training needs held-out episodes")
   return Split(train, make(validation_E), statistics, rlds.fingerprint(episodes))
@@ -99,8 +108,12 @@ def evenly(windows: Any, limit: int) -> Subset:
   return Subset(windows, np.linspace(0, len(windows) - 1, count).round().astype(np.int64))
 
 
-def prepared(prepare: Callable[..., Any], params: Any, windows: Any, batch_size: int) -> WithColumns:
-  """Computes what is computed once a window (tokens of the frozen tokenizer) and adds it to the batches."""
+def prepared(
+  prepare: Callable[..., Any], params: Any, windows: Any, batch_size: int
+) -> WithColumns:
+  """Computes what is computed once a window (tokens of the frozen tokenizer) and adds it to the
+  batches.
+  """
   rows: dict[str, list[np.ndarray]] = {}
   for batch, valid_B in pipeline.epoch(windows, batch_size):
     for name, values in prepare(params, batch).items():
@@ -108,11 +121,13 @@ def prepared(prepare: Callable[..., Any], params: Any, windows: Any, batch_size:
   return WithColumns(windows, {name: np.concatenate(parts) for name, parts in rows.items()})
 
 
-def evaluate(compiled: Callable[..., Any], params: Any, windows: Any, batch_size: int) -> dict[str, float]:
+def evaluate(
+  compiled: Callable[..., Any], params: Any, windows: Any, batch_size: int
+) -> dict[str, float]:
   """Averages a model's `evaluate` over all windows.
 
-  Floats are averaged over rows, integers (tokens) counted as distinct values; a column k of a (B, N) value is named
-  `name_k`, counted from 1.
+  Floats are averaged over rows, integers (tokens) counted as distinct values; a column k of a (B,
+  N) value is named `name_k`, counted from 1.
   """
   rows: dict[str, list[np.ndarray]] = {}
   for batch, valid_B in pipeline.epoch(windows, batch_size):
@@ -137,7 +152,8 @@ def train(config: config_lib.Config, workdir: str | os.PathLike) -> pathlib.Path
     the working directory, with config.json, checkpoints, metrics.jsonl and TensorBoard events.
 
   Raises:
-    ValueError, FileNotFoundError: the configuration, data or working directory do not fit; nothing has been written.
+    ValueError, FileNotFoundError: the configuration, data or working directory do not fit; nothing
+    has been written.
     Interrupted: a signal ended the run; its state is saved.
   """
   workdir = pathlib.Path(workdir)
@@ -148,7 +164,7 @@ def train(config: config_lib.Config, workdir: str | os.PathLike) -> pathlib.Path
   if tokenizer is not None:
     models.check_tokenizer(tokenizer, spec, split.statistics["actions"], config.tokenizer)
   model = models.build(
-      config, spec, split.statistics, None if tokenizer is None else tokenizer.model
+    config, spec, split.statistics, None if tokenizer is None else tokenizer.model
   )
   description = models.describe(config, spec, tokenizer)
   with _claimed(workdir, description):
@@ -168,8 +184,8 @@ def _run(config, workdir, mesh, split, model, tokenizer) -> None:
     state, saved = checkpointer.restore(start, state)
     if saved["fingerprint"] != split.fingerprint:
       raise ValueError(
-          f"{workdir} was trained on a dataset with fingerprint {saved['fingerprint']}; "
-          f"{config.data.path} now has {split.fingerprint}"
+        f"{workdir} was trained on a dataset with fingerprint {saved['fingerprint']}; "
+        f"{config.data.path} now has {split.fingerprint}"
       )
     print(f"resuming {workdir} at step {start}", flush=True)
   elif config.init_from:
@@ -188,16 +204,16 @@ def _run(config, workdir, mesh, split, model, tokenizer) -> None:
     train_windows = prepared(compiled_prepare, on_host, train_windows, 1024)
     held_out = prepared(compiled_prepare, on_host, held_out, 1024)
   batches = pipeline.make_pipeline(
-      train_windows,
-      batch_size=config.batch_size,
-      seed=config.seed,
-      start_step=start,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
-      threads=config.data.threads,
+    train_windows,
+    batch_size=config.batch_size,
+    seed=config.seed,
+    start_step=start,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+    threads=config.data.threads,
   )
   train_step = step_lib.compile_train_step(
-      model.loss, optimizer, config.optimizer, config.seed, mesh, shardings
+    model.loss, optimizer, config.optimizer, config.seed, mesh, shardings
   )
   compiled_evaluate = jax.jit(model.evaluate)
   sharding = mesh_lib.batch_sharding(mesh)
@@ -219,7 +235,9 @@ def _run(config, workdir, mesh, split, model, tokenizer) -> None:
         values["data_wait"] = data_seconds / max(now - since, 1e-9)
         data_seconds, since = 0.0, now
         if not np.isfinite(values["loss"]):
-          raise FloatingPointError(f"the loss is {values['loss']} at step {step}; lower config.optimizer.learning_rate")
+          raise FloatingPointError(
+            f"the loss is {values['loss']} at step {step}; lower config.optimizer.learning_rate"
+          )
         writer.log(step, values, "train", ("loss", "grad_norm", "token_accuracy"))
       if step % config.evaluate_every == 0 or step == config.steps:
         begin = time.monotonic()
@@ -233,7 +251,9 @@ def _run(config, workdir, mesh, split, model, tokenizer) -> None:
       if stop and step < config.steps:
         checkpointer.close()
         writer.close()
-        raise Interrupted(f"stopped by a signal at step {step}; saved; the same command goes on from here")
+        raise Interrupted(
+          f"stopped by a signal at step {step}; saved; the same command goes on from here"
+        )
   checkpointer.close()
   writer.close()
 
@@ -243,11 +263,15 @@ def _to_devices(batch: Any, sharding: jax.sharding.NamedSharding) -> Any:
 
 
 def _shown(values: dict[str, float]) -> tuple[str, ...]:
-  """The few validation values that fit on a line: plain ones, and the first and last column of the others."""
-  last = max((int(name.rsplit("_", 1)[1]) for name in values if name.rsplit("_", 1)[-1].isdigit()), default=1)
+  """The few validation values that fit on a line: plain ones, and the first and last column of the
+  others.
+  """
+  last = max(
+    (int(name.rsplit("_", 1)[1]) for name in values if name.rsplit("_", 1)[-1].isdigit()), default=1
+  )
   tails = (f"_{last}", "_1")
   return tuple(
-      name for name in values if not name.rsplit("_", 1)[-1].isdigit() or name.endswith(tails)
+    name for name in values if not name.rsplit("_", 1)[-1].isdigit() or name.endswith(tails)
   )
 
 
@@ -256,18 +280,20 @@ def _describe_run(model, state, split, workdir) -> None:
       jax.tree.leaves(optimizer_lib.groups(state.params)), jax.tree.leaves(state.params)
   ) if group != "frozen"]  # fmt: skip
   print(
-      f"{workdir}: {sum(trained):,} trained parameters; {len(split.train):,} windows to train on, "
-      f"{len(split.validation):,} held out; {len(jax.devices())} device(s)",
-      flush=True,
+    f"{workdir}: {sum(trained):,} trained parameters; {len(split.train):,} windows to train on, "
+    f"{len(split.validation):,} held out; {len(jax.devices())} device(s)",
+    flush=True,
   )
 
 
 def _start_from(workdir: str, state: state_lib.TrainState) -> state_lib.TrainState:
-  """Takes over another run's trained parameters where path and shape agree, and lists those that do not."""
+  """Takes over another run's trained parameters where path and shape agree, and lists those that do
+  not.
+  """
   _, other = checkpoint.load_params(workdir)
   known = {
-      optimizer_lib.path_name(path): leaf
-      for path, leaf in jax.tree_util.tree_leaves_with_path(other["network"])
+    optimizer_lib.path_name(path): leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(other["network"])
   }
   fresh = []
 
@@ -282,7 +308,9 @@ def _start_from(workdir: str, state: state_lib.TrainState) -> state_lib.TrainSta
 
   network = jax.tree_util.tree_map_with_path(one, state.params["network"])
   total = len(jax.tree.leaves(network))
-  print(f"{total - len(fresh)} of {total} arrays start from {workdir}; initialised afresh:", flush=True)
+  print(
+    f"{total - len(fresh)} of {total} arrays start from {workdir}; initialised afresh:", flush=True
+  )
   print("\n".join(fresh) or "  none", flush=True)
   params = state.params | {"network": network}
   # Two copies: a donated step may not be given the same buffer twice.
@@ -297,8 +325,8 @@ def _claimed(workdir: pathlib.Path, description: dict[str, Any]) -> Iterator[Non
     differences = _differences(models.read_description(workdir), description)
     if differences:
       raise ValueError(
-          f"{workdir} holds another run; take another directory, or give it the same configuration:\n  "
-          + "\n  ".join(differences)
+        f"{workdir} holds another run; take another directory, or give it the same configuration:\n  "
+        + "\n  ".join(differences)
       )
   elif workdir.exists() and any(workdir.iterdir()) and not (workdir / ".lock").exists():
     raise ValueError(f"{workdir} is not empty and holds no run; take an empty or a new directory")
@@ -310,7 +338,9 @@ def _claimed(workdir: pathlib.Path, description: dict[str, Any]) -> Iterator[Non
     try:
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-      raise ValueError(f"{workdir} is in use by another process; wait for it, or take another directory") from error
+      raise ValueError(
+        f"{workdir} is in use by another process; wait for it, or take another directory"
+      ) from error
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(description, indent=2) + "\n")
     temporary.replace(path)
@@ -342,7 +372,8 @@ def _signals() -> Iterator[Callable[[int], bool]]:
 
   previous = {}
   with contextlib.suppress(ValueError):  # not in the main thread: the caller handles signals
-    # Under jax.distributed SIGTERM belongs to its preemption service, which lets all processes stop at the same step.
+    # Under jax.distributed SIGTERM belongs to its preemption service, which lets all processes stop
+    # at the same step.
     numbers = [signal.SIGINT] + ([signal.SIGTERM] if jax.process_count() == 1 else [])
     previous = {number: signal.signal(number, handle) for number in numbers}
 

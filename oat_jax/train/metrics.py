@@ -9,7 +9,9 @@ from tensorboardX import SummaryWriter
 
 
 class Writer:
-  """Writes scalars of one run; on resume, rows at or behind the restored step are dropped, so no step appears twice."""
+  """Writes scalars of one run; on resume, rows at or behind the restored step are dropped, so no
+  step appears twice.
+  """
 
   def __init__(self, workdir: pathlib.Path, total_steps: int, start_step: int, active: bool = True):
     self._total, self._active, self._quiet_seconds = total_steps, active, 0.0
@@ -36,7 +38,9 @@ class Writer:
     for name, value in row.items():
       self._board.add_scalar(name, value, step)
 
-  def log(self, step: int, values: Mapping[str, float], prefix: str, shown: tuple[str, ...]) -> None:
+  def log(
+    self, step: int, values: Mapping[str, float], prefix: str, shown: tuple[str, ...]
+  ) -> None:
     """Writes, and prints the `shown` values; training rows also show speed and the time left."""
     self.write(step, values, prefix)
     if not self._active:

@@ -1,4 +1,6 @@
-"""From a run's configuration, or its working directory, to the tokenizer or policy that it is about."""
+"""From a run's configuration, or its working directory, to the tokenizer or policy that it is
+about.
+"""
 
 from collections.abc import Mapping
 import dataclasses
@@ -27,7 +29,8 @@ class Trained(NamedTuple):
     config: of the run.
     spec: shapes of its batches.
     model: the tokenizer or policy.
-    tokenizer: the policy's tokenizer, whose parameters are params["tokenizer"]; or the model itself; or None.
+    tokenizer: the policy's tokenizer, whose parameters are params["tokenizer"]; or the model
+      itself; or None.
     params: numpy arrays, the averaged parameters.
     step: the checkpoint's step.
   """
@@ -40,7 +43,9 @@ class Trained(NamedTuple):
   step: int
 
 
-def describe(config: config_lib.Config, spec: BatchSpec, tokenizer: Trained | None) -> dict[str, Any]:
+def describe(
+  config: config_lib.Config, spec: BatchSpec, tokenizer: Trained | None
+) -> dict[str, Any]:
   """Returns the content of `config.json`, from which `load` rebuilds the model."""
   return {
       "format_version": FORMAT_VERSION,
@@ -54,7 +59,9 @@ def describe(config: config_lib.Config, spec: BatchSpec, tokenizer: Trained | No
 
 
 def read_description(workdir: str | os.PathLike) -> dict[str, Any]:
-  """Returns `config.json` of a working directory; a clear error where it is missing, broken or from the future."""
+  """Returns `config.json` of a working directory; a clear error where it is missing, broken or from
+  the future.
+  """
   path = pathlib.Path(workdir) / "config.json"
   if not path.exists():
     raise FileNotFoundError(f"{workdir} is no working directory of a run: it has no config.json")
@@ -64,17 +71,21 @@ def read_description(workdir: str | os.PathLike) -> dict[str, Any]:
   except (ValueError, KeyError, TypeError) as error:
     raise ValueError(f"{path} is not a run's description: {error}") from error
   if version != FORMAT_VERSION:
-    raise ValueError(f"{path} has format version {version}; this oat_jax reads version {FORMAT_VERSION}")
+    raise ValueError(
+      f"{path} has format version {version}; this oat_jax reads version {FORMAT_VERSION}"
+    )
   return content
 
 
 def build(
-    config: config_lib.Config,
-    spec: BatchSpec,
-    statistics: Mapping[str, Mapping[str, np.ndarray]] | None,
-    tokenizer: Tokenizer | None,
+  config: config_lib.Config,
+  spec: BatchSpec,
+  statistics: Mapping[str, Mapping[str, np.ndarray]] | None,
+  tokenizer: Tokenizer | None,
 ) -> Tokenizer | Policy:
-  """Returns the model of a run; `statistics` {"actions", "state"} is needed to initialise it, not to load it."""
+  """Returns the model of a run; `statistics` {"actions", "state"} is needed to initialise it, not
+  to load it.
+  """
   if config.kind == "tokenizer":
     actions = None if statistics is None else statistics["actions"]
     return tokenizers.make(config.model, spec, actions)
@@ -90,19 +101,26 @@ def load(workdir: str | os.PathLike, step: int | None = None) -> Trained:
   tokenizer = None if inner is None else tokenizers.make(inner["model"], _spec(inner["spec"]))
   step, params = checkpoint.load_params(workdir, step)
   model = build(config, spec, None, tokenizer)
-  return Trained(config, spec, model, model if config.kind == "tokenizer" else tokenizer, params, step)
+  return Trained(
+    config, spec, model, model if config.kind == "tokenizer" else tokenizer, params, step
+  )
 
 
 def load_tokenizer(workdir: str | os.PathLike) -> Trained:
   """As `load`, for a run that trained a tokenizer; ValueError for another kind."""
   trained = load(workdir)
   if trained.config.kind != "tokenizer":
-    raise ValueError(f"{workdir} holds a {trained.config.kind}; a tokenizer's working directory is needed")
+    raise ValueError(
+      f"{workdir} holds a {trained.config.kind}; a tokenizer's working directory is needed"
+    )
   return trained
 
 
-def check_tokenizer(trained: Trained, spec: BatchSpec, actions: Mapping[str, np.ndarray], where: str) -> None:
-  """Raises ValueError where a trained tokenizer does not fit the data that a policy is to be trained on.
+def check_tokenizer(
+  trained: Trained, spec: BatchSpec, actions: Mapping[str, np.ndarray], where: str
+) -> None:
+  """Raises ValueError where a trained tokenizer does not fit the data that a policy is to be
+  trained on.
 
   Args:
     trained: the tokenizer.
@@ -121,8 +139,8 @@ def check_tokenizer(trained: Trained, spec: BatchSpec, actions: Mapping[str, np.
     if off.max() > 0.1:
       row, dim = np.unravel_index(np.argmax(off), off.shape)
       raise ValueError(
-          f"tokenizer {where} was trained on actions of other statistics: {name} of dimension {dim} is "
-          f"{known[name][row, dim]:.4g} there and {actions[name][row, dim]:.4g} in the policy's data"
+        f"tokenizer {where} was trained on actions of other statistics: {name} of dimension {dim} is "
+        f"{known[name][row, dim]:.4g} there and {actions[name][row, dim]:.4g} in the policy's data"
       )
 
 

@@ -1,4 +1,6 @@
-"""AdamW by parameter name: every parameter is frozen, decayed or not decayed by a rule, or it is an error."""
+"""AdamW by parameter name: every parameter is frozen, decayed or not decayed by a rule, or it is an
+error.
+"""
 
 import re
 from typing import Any
@@ -11,14 +13,16 @@ from oat_jax.train import config as config_lib
 
 # First match wins, on the path "network/encoder/blocks_0/w_up".
 GROUPS = (
-    ("frozen", r"^(statistics|action_statistics|tokenizer)/"),
-    ("no_decay", r"(^|/)(scale|b|table|registers|queries|masked_latent|[a-z_]*positions)$"),
-    ("decay", r"(^|/)w(_[a-z]+)?$"),
+  ("frozen", r"^(statistics|action_statistics|tokenizer)/"),
+  ("no_decay", r"(^|/)(scale|b|table|registers|queries|masked_latent|[a-z_]*positions)$"),
+  ("decay", r"(^|/)w(_[a-z]+)?$"),
 )
 
 
 def groups(params: Any) -> Any:
-  """Returns the params' tree with the group's name at every leaf; ValueError for a leaf that no rule covers."""
+  """Returns the params' tree with the group's name at every leaf; ValueError for a leaf that no
+  rule covers.
+  """
 
   def one(path, _):
     name = path_name(path)
@@ -28,6 +32,12 @@ def groups(params: Any) -> Any:
     raise ValueError(f"parameter '{name}' is in no optimiser group; add it to GROUPS in {__name__}")
 
   return jax.tree_util.tree_map_with_path(one, params)
+
+
+def without_frozen(grads: Any) -> Any:
+  """Returns gradients with zeros for frozen parameters, which must not count in the norm."""
+  zero = lambda group, grad: jnp.zeros_like(grad) if group == "frozen" else grad
+  return jax.tree.map(zero, groups(grads), grads)
 
 
 def path_name(path: Any) -> str:
@@ -52,13 +62,11 @@ def make(config: config_lib.Optimizer, steps: int) -> optax.GradientTransformati
     return optax.adamw(rate, config.b1, config.b2, weight_decay=weight_decay)
 
   by_group = {
-      "frozen": optax.set_to_zero(),
-      "no_decay": adamw(0.0),
-      "decay": adamw(config.weight_decay),
+    "frozen": optax.set_to_zero(),
+    "no_decay": adamw(0.0),
+    "decay": adamw(config.weight_decay),
   }
-  return optax.chain(
-      optax.clip_by_global_norm(config.clip), optax.partition(by_group, groups)
-  )
+  return optax.chain(optax.clip_by_global_norm(config.clip), optax.partition(by_group, groups))
 
 
 def ema_decay(config: config_lib.Optimizer, step: jax.Array) -> jax.Array:

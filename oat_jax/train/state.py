@@ -27,11 +27,11 @@ class TrainState(NamedTuple):
 
 
 def create(
-    init: Callable[[], Any],
-    axes: Any,
-    optimizer: optax.GradientTransformation,
-    mesh: jax.sharding.Mesh,
-    rules=sharding.RULES,
+  init: Callable[[], Any],
+  axes: Any,
+  optimizer: optax.GradientTransformation,
+  mesh: jax.sharding.Mesh,
+  rules=sharding.RULES,
 ) -> tuple[TrainState, TrainState]:
   """Returns (state, shardings).
 

@@ -1,0 +1,52 @@
+r"""Measures one section and writes flat JSON: named figures with their units, the machine,
+versions.
+
+Examples:
+  python launch/benchmark.py train --out=runs/bench/train.json
+  python launch/benchmark.py act --out=runs/bench/act.json
+
+Sections: train (steps/s of tokenizer and policy), act (ms by K), data (windows/s). Read times as
+ratios within one run, or as CPU seconds beside the calibration kernel's of the same run.
+"""
+
+import json
+import pathlib
+import runpy
+
+from absl import flags
+
+import command
+
+_OUT = flags.DEFINE_string("out", None, "JSON file to write.", required=True)
+SECTIONS = ("train", "act", "data")
+CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
+
+
+def main(section: str) -> None:
+  import importlib
+
+  from oat_jax.bench import clock
+  from oat_jax.evaluate import report
+  from oat_jax.study import evaluation
+
+  if section not in SECTIONS:
+    raise ValueError(f"section is '{section}'; it must be one of: {', '.join(SECTIONS)}")
+  configs = {
+    f"{kind}_{size}": runpy.run_path(str(CONFIGS / f"{kind}_oat.py"))["get_config"](size)
+    for kind in ("tokenizer", "policy")
+    for size in ("mt4", "published")
+  }
+  figures = clock.calibration()
+  figures |= importlib.import_module(f"oat_jax.bench.{section}").run(configs)
+  figures |= {f"{name}_again": value for name, value in clock.calibration().items()}
+  for name, value in figures.items():
+    print(f"{name:<48} {value:.6g}")
+  out = pathlib.Path(_OUT.value)
+  out.parent.mkdir(parents=True, exist_ok=True)
+  content = {"section": section, **figures, **clock.machine()}
+  content |= {f"version_{name}": version for name, version in evaluation.versions().items()}
+  report.write_text(out, json.dumps(content, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+  command.run(main, positional="section")

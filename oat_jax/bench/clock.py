@@ -1,0 +1,55 @@
+"""How figures are taken: CPU seconds beside wall seconds, next to a fixed calibration kernel of the
+same run.
+"""
+
+from collections.abc import Callable
+import os
+import platform
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Cost(NamedTuple):
+  """Of one call."""
+
+  cpu_s: float
+  wall_s: float
+
+
+def cost(call: Callable[[], Any], repeats: int, warm_up: int = 2) -> Cost:
+  """Returns the mean cost of `call()`, whose result is waited for."""
+  for _ in range(warm_up):
+    jax.block_until_ready(call())
+  cpu, wall = time.process_time(), time.perf_counter()
+  for _ in range(repeats):
+    jax.block_until_ready(call())
+  return Cost((time.process_time() - cpu) / repeats, (time.perf_counter() - wall) / repeats)
+
+
+def calibration() -> dict[str, float]:
+  """The kernel that other figures are read against: a float32 product of two 1024 x 1024
+  matrices.
+  """
+  x = jnp.ones((1024, 1024), jnp.float32)
+  matmul = jax.jit(lambda x: x @ x)
+  measured = cost(lambda: matmul(x), repeats=20)
+  return {
+    "calibration_matmul1024_cpu_ms": 1e3 * measured.cpu_s,
+    "calibration_matmul1024_wall_ms": 1e3 * measured.wall_s,
+  }
+
+
+def machine() -> dict[str, str]:
+  """The machine, in words that a reader can compare."""
+  return {
+    "devices": ", ".join(sorted({d.device_kind for d in jax.devices()})),
+    "device_count": str(jax.device_count()),
+    "cores": str(
+      len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    ),
+    "processor": platform.machine(),
+    "system": platform.system(),
+  }

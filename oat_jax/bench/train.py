@@ -1,0 +1,59 @@
+"""Train steps per second of tokenizer and policy, at quickstart and at published size, on fake
+batches.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from oat_jax import batch as batch_lib
+from oat_jax.bench import clock
+from oat_jax.bench import models
+from oat_jax.parallel import mesh as mesh_lib
+from oat_jax.train import config as config_lib
+from oat_jax.train import optimizer as optimizer_lib
+from oat_jax.train import state as state_lib
+from oat_jax.train import step as step_lib
+
+
+def run(configs: Mapping[str, Any]) -> dict[str, float]:
+  """`configs` holds `tokenizer_` and `policy_` of `mt4` and `published`."""
+  figures = {}
+  for size, repeats in (("mt4", 20), ("published", 3)):
+    tokenizer_config = configs[f"tokenizer_{size}"]
+    for kind in ("tokenizer", "policy"):
+      config = config_lib.freeze(configs[f"{kind}_{size}"])
+      measured = step_cost(config, tokenizer_config.model, repeats)
+      name = f"train_{kind}_{size}"
+      figures[f"{name}_batch_rows"] = config.batch_size
+      figures[f"{name}_steps_per_wall_s"] = 1 / measured.wall_s
+      figures[f"{name}_cpu_s_per_step"] = measured.cpu_s
+  return figures
+
+
+def step_cost(config: config_lib.Config, tokenizer_config: Any, repeats: int) -> clock.Cost:
+  """Returns the cost of one compiled, donated train step; a policy's tokens are given, as in
+  training.
+  """
+  mesh = mesh_lib.make_mesh(tuple(config.mesh))
+  if config.kind == "tokenizer":
+    model, params = models.tokenizer(config.model)
+  else:
+    model, params = models.policy(config.model, tokenizer_config)
+  optimizer = optimizer_lib.make(config.optimizer, config.steps)
+  state, shardings = state_lib.create(lambda: params, model.axes(), optimizer, mesh)
+  batch = batch_lib.fake(models.SPEC, config.batch_size)
+  if config.kind == "policy":
+    batch |= jax.device_get(model.prepare(params, batch))
+  batch = jax.device_put(batch, mesh_lib.batch_sharding(mesh))
+  step = step_lib.compile_train_step(
+    model.loss, optimizer, config.optimizer, config.seed, mesh, shardings
+  )
+
+  def call():
+    nonlocal state
+    state, metrics = step(state, batch)
+    return metrics
+
+  return clock.cost(call, repeats)

@@ -1,0 +1,326 @@
+"""The quickstart: collect, train tokenizer and policies, evaluate, report; each stage is resumable
+and reused when done.
+"""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import json
+import os
+import pathlib
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from oat_jax import config as config_lib
+from oat_jax.data import pipeline
+from oat_jax.envs import collect
+from oat_jax.evaluate import report
+from oat_jax.study import evaluation
+from oat_jax.study import figures
+from oat_jax.train import config as train_config
+from oat_jax.train import loop
+from oat_jax.train import models
+
+STAGES = ("collect", "tokenizer", "policy", "regression", "evaluate", "report")
+
+WHAT_IT_IS = (
+  "Full state observed, scripted experts, MetaWorld v3: not comparable with the 24.4 % that the OAT paper reports "
+  "from images."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Collect:
+  episodes: int  # successes per task
+  noise: float
+  seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+  episodes: int  # per task and setting
+  num_tokens: tuple[int, ...]
+  replans: tuple[int, ...]
+  headline_replan: int
+  max_steps: int
+
+  def __post_init__(self):
+    if self.headline_replan not in self.replans:
+      raise ValueError(
+        f"config.evaluate.headline_replan {self.headline_replan} is not among replans {self.replans}"
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """Values of configs/quickstart.py; the three runs are those of launch/train.py."""
+
+  suite: str
+  collect: Collect
+  tokenizer: train_config.Config
+  policy: train_config.Config
+  regression: train_config.Config
+  evaluate: Evaluate
+
+
+def run(
+  values: Mapping[str, Any], out: str | os.PathLike, stages: tuple[str, ...] = STAGES
+) -> pathlib.Path:
+  """Runs the stages that are not done yet.
+
+  Args:
+    values: of `Config`.
+    out: directory of data, runs, evaluations and the report.
+    stages: which ones; each needs those before it.
+
+  Returns:
+    the report's directory.
+  """
+  config = config_lib.freeze(Config, values)
+  for stage in stages:
+    config_lib.choose(stage, STAGES, "stage")
+  out = pathlib.Path(out)
+  data = str(out / "data")
+  with_data = lambda run, **more: dataclasses.replace(
+    run, data=dataclasses.replace(run.data, path=data), **more
+  )
+  actions: dict[str, Callable[[], Any]] = {
+    "collect": lambda: collect.collect(
+      config.suite,
+      config.collect.episodes,
+      data,
+      seed=config.collect.seed,
+      noise=config.collect.noise,
+    ),
+    "tokenizer": lambda: loop.train(with_data(config.tokenizer), out / "tokenizer"),
+    "policy": lambda: loop.train(
+      with_data(config.policy, tokenizer=str(out / "tokenizer")), out / "policy"
+    ),
+    "regression": lambda: loop.train(with_data(config.regression), out / "regression"),
+    "evaluate": lambda: _evaluate(config, out),
+    "report": lambda: write_report(config, out),
+  }
+  for number, stage in enumerate(STAGES, 1):
+    if stage in stages:
+      print(f"\n== {number}/{len(STAGES)} {stage}", flush=True)
+      with _Clock(out, stage):
+        actions[stage]()
+  return out / "report"
+
+
+class _Clock:
+  """Adds a stage's wall seconds to `seconds.json`, over interruptions and repeated calls."""
+
+  def __init__(self, out: pathlib.Path, stage: str):
+    self._path, self._stage = out / "seconds.json", stage
+
+  def __enter__(self):
+    self._begin = time.monotonic()
+
+  def __exit__(self, *_):
+    self._path.parent.mkdir(parents=True, exist_ok=True)
+    seconds = read_seconds(self._path.parent)
+    spent = time.monotonic() - self._begin
+    seconds[self._stage] = round(seconds.get(self._stage, 0.0) + spent, 1)
+    report.write_text(self._path, json.dumps(seconds, indent=2) + "\n")
+
+
+def read_seconds(out: pathlib.Path) -> dict[str, float]:
+  path = out / "seconds.json"
+  return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _evaluate(config: Config, out: pathlib.Path) -> None:
+  """Evaluates policy and regression on the same goals, and the tokenizer's ceiling; done ones are
+  kept.
+  """
+  e = config.evaluate
+  plans = {
+    "policy": {"replans": e.replans, "num_tokens": e.num_tokens},
+    "regression": {"replans": e.replans},
+    "ceiling": {"replans": (e.headline_replan,), "num_tokens": e.num_tokens, "ceiling": True},
+  }
+  for name, plan in plans.items():
+    workdir = out / ("tokenizer" if name == "ceiling" else name)
+    target = out / "evaluation" / name
+    request = {
+      "plan": train_config.plain(plan),
+      "episodes": e.episodes,
+      "max_steps": e.max_steps,
+      "step": models.load(workdir).step,
+    }
+    marker = target / "request.json"
+    if marker.exists() and json.loads(marker.read_text()) == request:
+      print(f"{name}: evaluated already", flush=True)
+      continue
+    evaluation.evaluate(
+      str(workdir),
+      config.suite,
+      episodes=e.episodes,
+      max_steps=e.max_steps,
+      out=str(target),
+      **plan,
+    )
+    report.write_text(marker, json.dumps(request, indent=2) + "\n")
+
+
+def reconstruction_errors(trained: models.Trained, windows: Any) -> dict[str, Any]:
+  """Returns held-out errors by K on normalised actions, averaged per episode, and paired
+  differences.
+
+  `mse` {K: mean}; `rises` whether any K+1 is worse than K; `last_less_half` the paired difference
+  between all tokens and half of them, whose interval is over episodes because windows of one
+  episode are not independent.
+  """
+  compiled = jax.jit(trained.model.evaluate)
+  rows = [
+    np.asarray(compiled(trained.params, batch)["mse"])[valid_B]
+    for batch, valid_B in pipeline.epoch(windows, min(512, len(windows)))
+  ]
+  mse_WN = np.concatenate(rows)
+  episodes = np.unique(windows.episode_W)
+  mse_EN = np.stack([mse_WN[windows.episode_W == episode].mean(0) for episode in episodes])
+  mse_N = mse_WN.mean(0)
+  N = len(mse_N)
+  return {
+    "mse": {str(k + 1): float(value) for k, value in enumerate(mse_N)},
+    "rises": bool((np.diff(mse_N) > 0).any()),
+    "last_less_half": report.paired_interval(mse_EN[:, N - 1] - mse_EN[:, N // 2 - 1]),
+  }
+
+
+def write_report(config: Config, out: pathlib.Path) -> dict[str, Any]:
+  """Writes summary.json, report.md and the figures into `out`/report; returns the summary."""
+  target = out / "report"
+  target.mkdir(parents=True, exist_ok=True)
+  tokenizer = models.load(out / "tokenizer")
+  split = loop.load_data(tokenizer.config.data)
+  errors = reconstruction_errors(tokenizer, split.validation)
+  curves = {name: read_metrics(out / name) for name in ("tokenizer", "policy", "regression")}
+  results = {
+    name: json.loads((out / "evaluation" / name / "evaluation.json").read_text())
+    for name in ("policy", "regression", "ceiling")
+  }
+  R = str(config.evaluate.headline_replan)
+  by_replan = results["policy"]["success"][config.policy.model["name"]]
+  floor = results["regression"]["success"]["regression"]
+  without_k = lambda rates: {task: by_k["0"] for task, by_k in rates.items()}
+  accuracy = last_row(curves["policy"], "validation/token_accuracy")
+  rows = [evaluation.rollout.Episode(**row) for row in results["policy"]["episodes"]]
+  headline = [row for row in rows if row.replan == config.evaluate.headline_replan]
+  budgets = sorted(config.evaluate.num_tokens)
+  seconds = read_seconds(out)
+  summary = {
+    "what": WHAT_IT_IS,
+    "seconds_total": round(sum(seconds.values()), 1),
+    "seconds": seconds,
+    "expert_success": without_k(results["ceiling"]["success"]["expert"][R]),
+    "reconstruction_mse": errors["mse"],
+    "reconstruction_rises": errors["rises"],
+    "reconstruction_last_less_half": errors["last_less_half"],
+    "ceiling": results["ceiling"]["success"]["ceiling"][R],
+    "code_usage": int(last_row(curves["tokenizer"], "validation/distinct_tokens")[""]),
+    "token_accuracy": accuracy,
+    "replan": int(R),
+    "success": by_replan[R],
+    "success_other_replan": {r: rates for r, rates in by_replan.items() if r != R},
+    "success_most_less_fewest_tokens": report.paired_difference(headline, budgets[-1], budgets[0]),
+    "regression_success": without_k(floor[R]),
+    "regression_success_other_replan": {r: without_k(x) for r, x in floor.items() if r != R},
+    "act_ms": results["policy"]["facts"]["act_ms"],
+    "versions": evaluation.versions(),
+  }
+  figures.chunk(target / "chunk.png", tokenizer, split.validation)
+  figures.reconstruction(target / "reconstruction.png", errors["mse"])
+  figures.anytime(target / "anytime.png", summary)
+  figures.training(target / "training.png", curves)
+  report.write_text(target / "summary.json", json.dumps(summary, indent=2) + "\n")
+  report.write_text(target / "report.md", _markdown(summary))
+  success = summary["success"]["overall"][str(budgets[-1])]
+  print(
+    f"success with {budgets[-1]} tokens: {report.percent(success)}; see {target}/report.md",
+    flush=True,
+  )
+  return summary
+
+
+def read_metrics(workdir: pathlib.Path) -> list[dict[str, float]]:
+  return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def last_row(rows: list[dict[str, float]], prefix: str) -> dict[str, float]:
+  """Returns the newest values of `prefix`, by what follows it: {"": x}, or {"1": x, "2": y,
+  ...}.
+  """
+  for row in reversed(rows):
+    found = {
+      name[len(prefix) :].lstrip("_"): v for name, v in row.items() if name.startswith(prefix)
+    }
+    if found:
+      return found
+  raise ValueError(f"no metric '{prefix}' was logged")
+
+
+def _markdown(summary: Mapping[str, Any]) -> str:
+  R = summary["replan"]
+  difference = summary["success_most_less_fewest_tokens"]
+  half = summary["reconstruction_last_less_half"]
+  mse = summary["reconstruction_mse"]
+  floors = {str(R): summary["regression_success"], **summary["regression_success_other_replan"]}
+  lines = [
+    "# Quickstart: ordered action tokens in MetaWorld MT4",
+    "",
+    summary["what"],
+    "",
+    f"Total {summary['seconds_total'] / 60:.0f} minutes. Success rates have 95 % Wilson intervals; goals of seeds that "
+    "no demonstration used.",
+    "",
+    f"## Success by tokens generated ({R} of 32 steps executed)",
+    "",
+    report.table(summary["success"]),
+    "",
+    f"Most less fewest tokens, paired by goal: {100 * difference['mean']:+.0f} points "
+    f"(95 %: {100 * difference['low']:+.0f} to {100 * difference['high']:+.0f}).",
+    "",
+    "![anytime curve](anytime.png)",
+    "",
+  ]
+  for other, rates in summary["success_other_replan"].items():
+    lines += [f"### {other} of 32 steps executed", "", report.table(rates), ""]
+  lines += ["## The floor: regression of the chunk with an MLP", ""]
+  lines.append(report.table(_by_first(floors), first="steps executed"))
+  lines += [
+    "",
+    "## The ceiling: the expert's own chunks, encoded and decoded",
+    "",
+    f"The expert itself: {report.percent(summary['expert_success']['overall'])}.",
+    "",
+    report.table(summary["ceiling"]),
+    "",
+    "## The tokenizer",
+    "",
+    "| tokens K | " + " | ".join(mse) + " |",
+    "|---" * (len(mse) + 1) + "|",
+    "| held-out MSE | " + " | ".join(f"{value:.4f}" for value in mse.values()) + " |",
+    "",
+    f"All tokens less half of them, paired by episode: {half['mean']:+.4f} ({half['low']:+.4f} to {half['high']:+.4f}). "
+    f"{summary['code_usage']} codes used on held-out windows.",
+    "",
+    "![reconstruction error](reconstruction.png)",
+    "",
+    "![a chunk, coarse to fine](chunk.png)",
+    "",
+    "## Training",
+    "",
+    "![training curves](training.png)",
+    "",
+  ]
+  return "\n".join(lines)
+
+
+def _by_first(floors: Mapping[str, Any]) -> dict[str, Any]:
+  """{R: {task: rate}} -> {task: {R: rate}}, the form that `report.table` prints."""
+  tasks = next(iter(floors.values()))
+  return {task: {R: rates[task] for R, rates in floors.items()} for task in tasks}

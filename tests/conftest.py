@@ -1,0 +1,28 @@
+"""What all tests share; pytest puts this folder on sys.path, so that they can import `tiny`."""
+
+import os
+
+# Before jax is imported: tests say what holds on any machine, and say it on the CPU.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import pytest
+import tiny
+
+# Most of the tests' time is compilation; what is compiled here is too small to be worth optimising.
+jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory):
+  """A small RLDS dataset of two tasks."""
+  return tiny.write_dataset(tmp_path_factory.mktemp("tiny") / "dataset")
+
+
+@pytest.fixture(scope="session")
+def tokenizer_workdir(dataset, tmp_path_factory):
+  """The working directory of a tokenizer trained for two steps on `dataset`."""
+  from oat_jax.train import loop
+
+  config = tiny.run_config("tokenizer", dataset, steps=2)
+  return loop.train(config, tmp_path_factory.mktemp("tiny") / "tokenizer")

@@ -1,0 +1,227 @@
+"""OAT: causal masks, prefixes and totality, proven by gradients and by any tokens one likes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from oat_jax.nn import partitioning
+from oat_jax.tokenizers import fsq
+from oat_jax.tokenizers import oat
+
+N, V = 8, 1000
+SPEC = tiny.spec(num_datasets=2)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+  return tiny.tokenizer(SPEC)
+
+
+@pytest.fixture(scope="module")
+def params(tokenizer):
+  return tiny.init(tokenizer)
+
+
+def network(**changes):
+  """The network and parameters whose biases and masks are not zero, so that nothing hides."""
+  config = oat.Config(**(tiny.TOKENIZER | changes))
+  C, A = SPEC.action_horizon, SPEC.action_dim
+  net = oat.Network(config, SPEC)
+  sample = jnp.zeros((1, C, A)), jnp.ones((1, C), bool), jnp.full(1, N)
+  init = jax.jit(lambda key: partitioning.init(net, key, *sample))
+  rng = np.random.default_rng(0)
+  noisy = lambda x: x + 0.1 * rng.normal(size=x.shape).astype(np.float32)
+  return net, {"params": jax.tree.map(noisy, init(jax.random.key(0)))}
+
+
+def chunk(B=2, seed=0):
+  shape = (B, SPEC.action_horizon, SPEC.action_dim)
+  return np.random.default_rng(seed).uniform(-1, 1, shape).astype(np.float32)
+
+
+def latents_BNL(B):
+  return np.random.default_rng(3).uniform(-1, 1, (B, N, 4)).astype(np.float32)
+
+
+def everything(B=2):
+  return np.ones((B, SPEC.action_horizon), bool)
+
+
+def test_register_i_sees_registers_up_to_i_only():
+  net, variables = network(encoder_layers=2)
+
+  def latents(registers_ND):
+    inner = variables["params"] | {"registers": registers_ND}
+    return net.apply({"params": inner}, chunk(), everything(), method="encode").sum((0, 2))
+
+  jacobian_NND = jax.jit(jax.jacrev(latents))(variables["params"]["registers"])
+  influence_NN = np.abs(jacobian_NND).max(-1)
+  assert (influence_NN[np.triu_indices(N, 1)] == 0).all()
+  assert (influence_NN[np.tril_indices(N)] > 0).all()
+
+
+def test_actions_do_not_see_registers():
+  mask_TT = oat.register_mask(4, N)
+  assert mask_TT[:4, :4].all() and not mask_TT[:4, 4:].any() and mask_TT[4:, :4].all()
+  # Through the network: with two layers, register 0 would see later registers by way of actions.
+  net, variables = network(encoder_layers=2)
+
+  def first_latent(registers_ND):
+    inner = variables["params"] | {"registers": registers_ND}
+    return net.apply({"params": inner}, chunk(), everything(), method="encode")[:, 0].sum()
+
+  gradient_ND = np.asarray(jax.jit(jax.grad(first_latent))(variables["params"]["registers"]))
+  assert not gradient_ND[1:].any() and gradient_ND[0].any()
+
+
+@pytest.mark.parametrize("patch", [1, 2])
+def test_every_latent_sees_every_action_and_no_masked_step(patch):
+  net, variables = network(patch=patch)
+  mask_BC = everything()
+  mask_BC[1, 3:] = False
+  encode = jax.jit(lambda x_BCA: net.apply(variables, x_BCA, mask_BC, method="encode"))
+  jacobian_BNBCA = jax.jit(jax.jacrev(lambda x_BCA: encode(x_BCA).sum(-1)))(chunk())
+  influence_BNBC = np.abs(jacobian_BNBCA).max(-1)
+  for b, valid in enumerate((8, 3)):
+    assert (influence_BNBC[b, :, b, :valid] > 0).all()
+    assert not influence_BNBC[b, :, b, valid:].any()
+    assert not influence_BNBC[b, :, 1 - b].any()
+  rubbish = np.where(mask_BC[..., None], chunk(), np.nan)
+  np.testing.assert_array_equal(encode(rubbish), encode(chunk()))
+
+
+def test_the_decoder_is_causal_over_steps_and_sees_every_kept_code():
+  net, variables = network(decoder_layers=2)
+  P, K = SPEC.action_horizon // 2, 5
+  codes_BNL = latents_BNL(2)
+
+  def by_queries(queries_PD):
+    inner = {"params": variables["params"] | {"queries": queries_PD}}
+    out_BCA = net.apply(inner, codes_BNL, jnp.full(2, K), method="decode")
+    return out_BCA.reshape(2, P, -1).sum((0, 2))
+
+  jacobian_PPD = jax.jit(jax.jacrev(by_queries))(variables["params"]["queries"])
+  influence_PP = np.abs(jacobian_PPD).max(-1)
+  assert (influence_PP[np.triu_indices(P, 1)] == 0).all()
+  assert (influence_PP[np.tril_indices(P)] > 0).all()
+
+  by_codes = lambda x: net.apply(variables, x, jnp.full(2, K), method="decode").sum((0, 2))
+  influence_CN = np.abs(jax.jit(jax.jacrev(by_codes))(codes_BNL)).max((1, 3))
+  assert (influence_CN[:, :K] > 0).all() and (influence_CN[:, K:] == 0).all()
+
+
+@pytest.mark.parametrize("K", range(1, N + 1))
+def test_a_prefix_ignores_what_lies_beyond_it(tokenizer, params, K):
+  tokens_BN = np.random.default_rng(K).integers(0, V, (3, N))
+  other_BN = tokens_BN.copy()
+  other_BN[:, K:] = np.random.default_rng(9).integers(-5, 2**31 - 1, (3, N - K))
+  decode = lambda tokens, k: np.asarray(tokenizer.decode(params, tokens, k))
+  np.testing.assert_array_equal(decode(tokens_BN, K), decode(other_BN, K))
+  if K < N:
+    assert not np.array_equal(decode(tokens_BN, K), decode(tokens_BN, K + 1))
+
+
+def test_tokens_behind_the_first_k_are_replaced_per_row(tokenizer, params):
+  tokens_BN = np.random.default_rng(0).integers(0, V, (N, N))
+  codes_BNL = fsq.codes(tokens_BN, (8, 5, 5, 5))
+  net = oat.Network(oat.Config(**tiny.TOKENIZER), SPEC)
+  variables = {"params": params["network"]}
+  decode = jax.jit(lambda x_BNL, K_B: net.apply(variables, x_BNL, K_B, method="decode"))
+  rows = decode(codes_BNL, jnp.arange(1, N + 1))
+  for b in range(N):
+    alone = decode(codes_BNL[b : b + 1], jnp.array([b + 1]))
+    np.testing.assert_allclose(rows[b], alone[0], atol=1e-5)
+
+
+def test_one_compiled_program_serves_every_prefix(tokenizer, params):
+  traces = []
+
+  @jax.jit
+  def decode(params, tokens_BN, num_tokens):
+    traces.append(num_tokens)
+    return tokenizer.decode(params, tokens_BN, num_tokens)
+
+  tokens_BN = np.random.default_rng(0).integers(0, V, (2, N))
+  chunks = [np.asarray(decode(params, tokens_BN, K)) for K in range(1, N + 1)]
+  assert len(traces) == 1
+  # The same at the Python boundary, whose own jit must not take K for a constant.
+  tokenizer.decode(params, tokens_BN, 1)
+  with jax.no_tracing():
+    for K in range(1, N + 1):
+      np.testing.assert_allclose(tokenizer.decode(params, tokens_BN, K), chunks[K - 1], atol=1e-6)
+
+
+def test_each_dataset_of_a_mixture_has_its_own_units(tokenizer, params):
+  rows = {name: np.asarray(params["statistics"][name])[:, None] for name in ("offset", "scale")}
+  tokens_BN = np.random.default_rng(0).integers(0, V, (1, N)).repeat(2, 0)
+  x_BCA = np.asarray(tokenizer.decode(params, tokens_BN, N, np.array([0, 1])))
+  assert not np.allclose(x_BCA[0], x_BCA[1])
+  normal_BCA = (x_BCA - rows["offset"]) * rows["scale"]
+  free_CA = (np.abs(normal_BCA) < 0.999).all(0)  # where neither was clipped
+  assert free_CA.any()
+  np.testing.assert_allclose(normal_BCA[0][free_CA], normal_BCA[1][free_CA], atol=1e-4)
+  # Chunks that are one chunk in their datasets' units have the same tokens.
+  same_BCA = rows["offset"] + chunk(1).repeat(2, 0) / 2 / rows["scale"]
+  tokens_BN = np.asarray(tokenizer.encode(params, same_BCA, None, np.array([0, 1])))
+  np.testing.assert_array_equal(tokens_BN[0], tokens_BN[1])
+  other_BN = np.asarray(tokenizer.encode(params, 2 * same_BCA, None, np.array([0, 0])))
+  assert not np.array_equal(other_BN[0], other_BN[1])
+
+
+def test_dropout_never_reaches_encode():
+  tokenizer = tiny.tokenizer(SPEC, dropout=0.5)
+  params = tiny.init(tokenizer)
+  tokens_BN = np.asarray(tokenizer.encode(params, chunk(16)))
+  assert tokens_BN.shape == (16, N) and tokens_BN.dtype == np.int32
+  assert tokens_BN.min() >= 0 and tokens_BN.max() < V and len(np.unique(tokens_BN)) > 20
+  np.testing.assert_array_equal(tokens_BN, tokenizer.encode(params, chunk(16)))
+  # Dropout has no parameters: the same ones must give the same tokens without it.
+  np.testing.assert_array_equal(tokens_BN, tiny.tokenizer(SPEC).encode(params, chunk(16)))
+
+
+def test_register_rows_alone_equal_the_full_computation():
+  net, variables = network(encoder_layers=2)
+  mask_BC = everything()
+  mask_BC[1, 5:] = False
+
+  def full(net, x_BCA, mask_BC):
+    """Every layer computes every row; the registers are cut out at the end."""
+    P = SPEC.action_horizon // 2
+    steps_BCX = jnp.concatenate([x_BCA * mask_BC[..., None], mask_BC[..., None]], -1)
+    x_BPD = net.embed_actions(steps_BCX.reshape(2, P, -1)) + net.encoder_positions_PD
+    x_BTD = jnp.concatenate([x_BPD, jnp.stack([net.registers_ND] * 2)], 1)
+    seen_BT = np.concatenate([mask_BC.reshape(2, P, 2).any(-1), np.ones((2, N), bool)], 1)
+    x_BTD, _ = net.encoder(x_BTD, oat.register_mask(P, N)[None] & seen_BT[:, None])
+    return net.to_latent(x_BTD[:, P:])
+
+  run = lambda method: jax.jit(lambda v: net.apply(v, chunk(), mask_BC, method=method))(variables)
+  np.testing.assert_allclose(run("encode"), run(full), atol=1e-5)
+
+
+def test_queries_of_batch_size_one_equal_queries_a_row():
+  net, variables = network(decoder_layers=2)
+  P, K_B = SPEC.action_horizon // 2, np.array([1, 4, 8])
+
+  def full(net, codes_BNL, K_B):
+    """Every row of the batch computes its own queries."""
+    x_BND = net.from_latent(codes_BNL) + net.latent_positions_ND
+    x_BND = jnp.where((np.arange(N) < K_B[:, None])[..., None], x_BND, net.masked_1D)
+    queries_BPD = jnp.stack([net.queries_PD] * 3)
+    causal_1PP = np.tril(np.ones((1, P, P), bool))
+    x_BPD, _ = net.decoder(queries_BPD, causal_1PP, memory=net.decoder.memory(x_BND))
+    return net.to_actions(x_BPD).reshape(3, SPEC.action_horizon, -1)
+
+  inputs = latents_BNL(3), K_B
+  run = lambda method: jax.jit(lambda v: net.apply(v, *inputs, method=method))(variables)
+  np.testing.assert_allclose(run("decode"), run(full), atol=1e-5)
+
+
+def test_bfloat16_tokens_stay_valid():
+  tokenizer = tiny.tokenizer(SPEC, dtype="bfloat16")
+  params = tiny.init(tokenizer)
+  assert {x.dtype for x in jax.tree.leaves(params)} == {np.dtype(np.float32)}
+  tokens_BN = tokenizer.encode(params, chunk())
+  x_BCA = tokenizer.decode(params, tokens_BN, 3)
+  assert x_BCA.dtype == np.float32 and np.isfinite(x_BCA).all()
