@@ -1,4 +1,4 @@
-"""Autoregressive policy over the tokens of a trained tokenizer, from states.
+r"""Autoregressive policy over the tokens of a trained tokenizer, from states.
 
   python launch/train.py --config=configs/policy_oat.py:mt4 --config.data.path=DIR \
       --config.tokenizer=W/tokenizer --workdir=W/policy
@@ -19,7 +19,7 @@ def get_config(variant: str = "mt4") -> ConfigDict:
   config.mesh = (-1, 1, 1)
   config.init_from = ""
   config.steps = 4000
-  config.batch_size = 256
+  config.batch_size = 128
   config.log_every = 100
   config.evaluate_every = 1000
   config.save_every = 1000
@@ -44,7 +44,7 @@ def get_config(variant: str = "mt4") -> ConfigDict:
   config.model.head_width = 64
   config.model.layers = 4
   config.model.mlp_ratio = 4
-  config.model.dropout = 0.1
+  config.model.dropout = 0.0
   config.model.label_smoothing = 0.0
   config.model.dtype = "float32"
   config.model.observation = ConfigDict()
@@ -66,7 +66,9 @@ def get_config(variant: str = "mt4") -> ConfigDict:
   config.optimizer.ema_max = 0.999
 
   if variant == "published":
+    config.batch_size = 256
     config.model.width = 256
+    config.model.dropout = 0.1
     config.optimizer.learning_rate = 5e-5
     config.optimizer.schedule = "constant"
     config.optimizer.weight_decay = 0.0

@@ -1,4 +1,4 @@
-"""Behaviour cloning by regression of the chunk with an MLP: the floor that every policy must beat.
+r"""Behaviour cloning by regression of the chunk with an MLP: the floor that every policy must beat.
 
   python launch/train.py --config=configs/policy_regression.py:mt4 \
       --config.data.path=DIR --workdir=W/regression
@@ -16,7 +16,8 @@ def get_config(variant: str = "mt4") -> ConfigDict:
   policy = runpy.run_path(str(pathlib.Path(__file__).with_name("policy_oat.py")))
   config = policy["get_config"](variant)
   observation = config.model.observation
-  config.steps = 4000
+  config.steps = 3000
+  config.batch_size = 256
   config.tokenizer = ""
   config.model = ConfigDict()
   config.model.name = "regression"

@@ -1,4 +1,4 @@
-"""The quickstart: demonstrations -> ordered tokens -> a policy that acts, from states, in MetaWorld.
+"""Quickstart: demonstrations -> ordered tokens -> a policy that acts, from states, in MetaWorld.
 
   python launch/quickstart.py --config=configs/quickstart.py:mt4 --out=runs/quickstart
 
@@ -22,7 +22,7 @@ def _config(name: str, variant: str) -> ConfigDict:
 def get_config(variant: str = "mt4") -> ConfigDict:
   config = ConfigDict()
   config.suite = "metaworld/mt4"
-  config.collect = ConfigDict({"episodes": 200, "noise": 0.1, "seed": 0})
+  config.collect = ConfigDict({"episodes": 300, "noise": 0.05, "seed": 0})
   config.tokenizer = _config("tokenizer_oat.py", "mt4")
   config.policy = _config("policy_oat.py", "mt4")
   config.regression = _config("policy_regression.py", "mt4")
@@ -33,7 +33,12 @@ def get_config(variant: str = "mt4") -> ConfigDict:
   config.evaluate.headline_replan = 8
   config.evaluate.max_steps = 300
   if variant == "mt4_long":
-    config.collect.episodes = 400
+    config.collect.episodes = 500
+    config.tokenizer.steps = 8000
+    config.policy.steps = 12_000
+    config.regression.steps = 5000
+    for run in (config.tokenizer, config.policy, config.regression):
+      run.evaluate_every = run.save_every = 2000
   elif variant == "mini":
     config.collect.episodes = 2
     config.evaluate.episodes = 1

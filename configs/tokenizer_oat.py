@@ -1,6 +1,7 @@
-"""OAT tokenizer: a chunk of actions <-> 8 ordered tokens.
+r"""OAT tokenizer: a chunk of actions <-> 8 ordered tokens.
 
-  python launch/train.py --config=configs/tokenizer_oat.py:mt4 --config.data.path=DIR --workdir=W/tokenizer
+  python launch/train.py --config=configs/tokenizer_oat.py:mt4 \
+      --config.data.path=DIR --workdir=W/tokenizer
 
 Variants (the part behind the colon):
   mt4        MetaWorld MT4 demonstrations, chunk 32
@@ -18,7 +19,7 @@ def get_config(variant: str = "mt4") -> ConfigDict:
   config.mesh = (-1, 1, 1)
   config.init_from = ""
   config.steps = 3000
-  config.batch_size = 256
+  config.batch_size = 128
   config.log_every = 100
   config.evaluate_every = 1000
   config.save_every = 1000
@@ -67,7 +68,7 @@ def get_config(variant: str = "mt4") -> ConfigDict:
 
   if variant == "mt4":
     # xyz are displacements; the gripper is not.
-    config.model.cumulative_weight = 0.01
+    config.model.cumulative_weight = 0.02
     config.model.cumulative_dims = (0, 1, 2)
   elif variant == "bridge":
     config.data.task = ""
@@ -79,6 +80,7 @@ def get_config(variant: str = "mt4") -> ConfigDict:
     config.save_every = 500
   elif variant == "published":
     config.steps = 500_000
+    config.batch_size = 256
     config.model.patch = 1
     config.model.width = 256
     config.model.decoder_layers = 4

@@ -33,7 +33,7 @@ def run(main: Callable[..., Any], positional: str = "") -> None:
     except _USER_ERRORS as error:
       if _DEBUG.value:
         raise
-      print(f"{type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
+      _print(error)
       return 1
     except KeyboardInterrupt as stop:
       if _DEBUG.value:
@@ -42,4 +42,29 @@ def run(main: Callable[..., Any], positional: str = "") -> None:
       return 130
     return 0
 
-  app.run(guarded)
+  app.run(guarded, flags_parser=_parse)
+
+
+def _parse(argv: list[str]) -> list[str]:
+  """Parses the flags; --help exits with 0, and an error of a config file is no traceback."""
+  try:
+    return flags.FLAGS(argv)
+  except SystemExit:  # of --help, to which absl gives the exit code 1
+    sys.exit(0)
+  except (flags.Error, AttributeError, *_USER_ERRORS) as error:
+    if "--debug" in argv:
+      raise
+    _print(error)
+    sys.exit(1)
+
+
+def _print(error: BaseException) -> None:
+  """Prints an error as one line, without what it was raised from."""
+  name = type(error).__name__
+  while error.args and isinstance(error.args[0], BaseException):
+    error = error.args[0]
+  text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+  text = f"{name}: {text}"
+  if "Traceback" in text:  # of a config file, inside absl's message
+    text = text.strip().splitlines()[-1]
+  print(" ".join(text.split()), file=sys.stderr)

@@ -1,7 +1,8 @@
 r"""Evaluates a trained policy, or a tokenizer's ceiling, in a simulator; writes JSON and Markdown.
 
 Examples:
-  python launch/evaluate.py --workdir=W/policy --suite=metaworld/mt4 --num_tokens=1,2,4,8 --episodes=25
+  python launch/evaluate.py --workdir=W/policy --suite=metaworld/mt4 \
+      --num_tokens=1,2,4,8 --episodes=25
   python launch/evaluate.py --workdir=W/tokenizer --ceiling --num_tokens=8 --replan=8
 """
 

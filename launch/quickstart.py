@@ -2,7 +2,7 @@ r"""Collects demonstrations, trains tokenizer and policy, evaluates in a simulat
 
 Examples:
   python launch/quickstart.py --config=configs/quickstart.py:mt4 --out=runs/quickstart
-  python launch/quickstart.py --config=configs/quickstart.py:mt4 --out=runs/quickstart --stages=report
+  python launch/quickstart.py --config=configs/quickstart.py:mt4 --stages=report
 
 Called again it reuses what is done; Ctrl-C stops it, and the same command goes on.
 """

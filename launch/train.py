@@ -2,7 +2,8 @@ r"""Trains a tokenizer or a policy; called again with the same arguments, goes o
 checkpoint.
 
 Examples:
-  python launch/train.py --config=configs/tokenizer_oat.py:mt4 --config.data.path=DIR --workdir=W/tokenizer
+  python launch/train.py --config=configs/tokenizer_oat.py:mt4 --config.data.path=DIR \
+      --workdir=W/tokenizer
   python launch/train.py --config=configs/policy_oat.py:mt4 --config.data.path=DIR \
       --config.tokenizer=W/tokenizer --workdir=W/policy
 """
@@ -15,13 +16,15 @@ import command
 CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Config file, e.g. configs/policy_oat.py:mt4."
 )
-WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; made if it does not exist.")
+WORKDIR = flags.DEFINE_string(
+  "workdir", None, "Directory of the run; made if it does not exist.", required=True
+)
 COORDINATOR = flags.DEFINE_string(
   "coordinator", "", "HOST:PORT of process 0, for several processes."
 )
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", 1, "How many processes train together.")
 PROCESS_ID = flags.DEFINE_integer("process_id", 0, "Rank of this process.")
-flags.mark_flags_as_required(["config", "workdir"])
+flags.mark_flag_as_required("config")
 
 
 def main() -> None:

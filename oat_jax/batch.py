@@ -7,8 +7,8 @@ observation steps, C chunk steps, A action dims, S state dims, N tokens.
     state             float32 (B, T, S)  dataset units, oldest step first
     task              int32   (B,)       index of the task's name in `BatchSpec.task_names`
   observation_mask    bool    (B, T)     false where the episode had not begun yet
-  actions             float32 (B, C, A)  dataset units; the action of the newest observation comes
-  first action_mask         bool    (B, C)     false on padding behind the episode's end
+  actions             float32 (B, C, A)  dataset units; the newest observation's action first
+  action_mask         bool    (B, C)     false on padding behind the episode's end
   action_dim_mask     bool    (B, A)     false on dimensions that the row's dataset does not have
   dataset             int32   (B,)       whose statistics hold
 """
@@ -97,6 +97,8 @@ def check(batch: Batch, spec: BatchSpec) -> None:
   """Raises ValueError, naming the leaf, where a host batch departs from the spec or holds NaN or
   infinity.
   """
+  if "dataset" not in batch:
+    raise ValueError(f"batch has no 'dataset'; it holds {sorted(batch)}")
   batch_size = len(batch["dataset"])
 
   def visit(like, got, path):
@@ -114,8 +116,7 @@ def check(batch: Batch, spec: BatchSpec) -> None:
           f"batch '{where}' is {value.dtype}{list(value.shape)}; expected {dtype}{list(shape)}"
         )
       if dtype.kind == "f" and not np.isfinite(value).all():
-        raise ValueError(
-          f"batch '{where}' holds NaN or infinity at index {np.argwhere(~np.isfinite(value))[0].tolist()}"
-        )
+        first = np.argwhere(~np.isfinite(value))[0].tolist()
+        raise ValueError(f"batch '{where}' holds NaN or infinity at index {first}")
 
   visit(shapes(spec, batch_size), batch, "")

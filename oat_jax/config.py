@@ -44,9 +44,8 @@ def freeze(cls: type[ConfigT], values: Mapping[str, Any], where: str = "config")
 def _coerce(value: Any, hint: Any, where: str) -> Any:
   if dataclasses.is_dataclass(hint):
     if not isinstance(value, Mapping) and not hasattr(value, "items"):
-      raise ValueError(
-        f"{where} is {value!r}; it holds several values: {', '.join(f.name for f in dataclasses.fields(hint))}"
-      )
+      names = ", ".join(field.name for field in dataclasses.fields(hint))
+      raise ValueError(f"{where} is {value!r}; it holds several values: {names}")
     return freeze(typing.cast(type, hint), value, where)
   origin, args = typing.get_origin(hint), typing.get_args(hint)
   if origin in (typing.Union, types.UnionType):
@@ -55,7 +54,7 @@ def _coerce(value: Any, hint: Any, where: str) -> Any:
     hint = next(arg for arg in args if arg is not type(None))
     origin, args = typing.get_origin(hint), typing.get_args(hint)
   if origin is tuple:
-    if isinstance(value, str) or not hasattr(value, "__iter__"):
+    if not isinstance(value, (tuple, list)):
       raise ValueError(f"{where} is {value!r}; it must be a sequence of {args[0].__name__}")
     return tuple(_coerce(item, args[0], f"{where}[{i}]") for i, item in enumerate(value))
   if hint is float and isinstance(value, int) and not isinstance(value, bool):

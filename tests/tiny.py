@@ -16,6 +16,8 @@ MODEL = {"width": 32, "head_width": 16, "mlp_ratio": 2, "dropout": 0.0}
 TOKENIZER = MODEL | {"encoder_layers": 1, "decoder_layers": 1, "patch": 2, "cumulative_weight": 0.0}
 OBSERVATION = {"hidden": 32, "task_width": 4}
 POLICY = MODEL | {"layers": 1, "observation": OBSERVATION}
+# Variables of subprocesses whose compilation counts more than the speed of what is compiled.
+QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 REGRESSION = {"hidden": 32, "layers": 1, "observation": OBSERVATION}
 
 
@@ -79,8 +81,12 @@ def mesh(*shape, devices=None):
   return mesh_lib.make_mesh(shape, (devices or jax.devices())[: int(np.prod(shape))])
 
 
-def train_steps(model, init_args, batches, config=None, on=None):
-  """Trains on the given batches; returns (state, [metrics of each step as floats])."""
+def trainer(model, init_args=(), config=None, on=None):
+  """Returns run(batches, each=None) -> (state, [metrics of each step as floats]).
+
+  Every run begins afresh, with the program compiled for the first one; `each(state)` is called
+  behind every step.
+  """
   import jax
 
   from oat_jax.parallel import mesh as mesh_lib
@@ -89,15 +95,26 @@ def train_steps(model, init_args, batches, config=None, on=None):
   from oat_jax.train import step
 
   config, on = config or optimizer_config(), on or mesh()
-  tx = optimizer.make(config, len(batches))
+  tx = optimizer.make(config, 30)
   make = lambda: model.init(jax.random.key(0), *init_args)
-  at, shardings = state.create(make, model.axes(), tx, on)
+  _, shardings = state.create(make, model.axes(), tx, on)
   train_step = step.compile_train_step(model.loss, tx, config, 0, on, shardings)
-  rows = []
-  for batch in batches:
-    at, metrics = train_step(at, jax.device_put(batch, mesh_lib.batch_sharding(on)))
-    rows.append({name: float(value) for name, value in metrics.items()})
-  return at, rows
+
+  def run(batches, each=None):
+    at, _ = state.create(make, model.axes(), tx, on)
+    rows = []
+    for batch in batches:
+      at, metrics = train_step(at, jax.device_put(batch, mesh_lib.batch_sharding(on)))
+      rows.append({name: float(value) for name, value in metrics.items()})
+      if each is not None:
+        each(at)
+    return at, rows
+
+  return run
+
+
+def train_steps(model, init_args, batches, config=None, on=None):
+  return trainer(model, init_args, config, on)(batches)
 
 
 def to_bits(tree):

@@ -36,7 +36,7 @@ def step_cost(config: config_lib.Config, tokenizer_config: Any, repeats: int) ->
   """Returns the cost of one compiled, donated train step; a policy's tokens are given, as in
   training.
   """
-  mesh = mesh_lib.make_mesh(tuple(config.mesh))
+  mesh = mesh_lib.make_mesh(config.mesh)
   if config.kind == "tokenizer":
     model, params = models.tokenizer(config.model)
   else:

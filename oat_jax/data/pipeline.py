@@ -22,14 +22,14 @@ class WindowSource(Protocol):
 
 
 def make_pipeline(
-    windows: WindowSource,
-    *,
-    batch_size: int,
-    seed: int,
-    start_step: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
-    threads: int = 2,
+  windows: WindowSource,
+  *,
+  batch_size: int,
+  seed: int,
+  start_step: int = 0,
+  process_index: int = 0,
+  process_count: int = 1,
+  threads: int = 2,
 ) -> Iterator[dict[str, Any]]:
   """Returns an endless iterator of this process's rows of the global batches.
 
@@ -55,8 +55,8 @@ def make_pipeline(
     raise ValueError(f"batch_size {batch_size} is not a multiple of process_count {process_count}")
   if len(windows) < batch_size:
     raise ValueError(
-        f"there are {len(windows)} windows, fewer than batch_size {batch_size}; "
-        f"take at most {len(windows)}"
+      f"there are {len(windows)} windows, fewer than batch_size {batch_size}; "
+      f"take at most {len(windows)}"
     )
   for name, value in (("seed", seed), ("start_step", start_step), ("threads", threads)):
     if value < 0:
@@ -64,12 +64,12 @@ def make_pipeline(
   rows = batch_size // process_count
   mine = slice(process_index * rows, (process_index + 1) * rows)
   stream = (
-      grain.MapDataset.range(len(windows))
-      .seed(seed)
-      .shuffle()
-      .repeat()
-      .batch(batch_size, batch_fn=np.asarray)
-      .map(lambda indices: windows(indices[mine]))
+    grain.MapDataset.range(len(windows))
+    .seed(seed)
+    .shuffle()
+    .repeat()
+    .batch(batch_size, batch_fn=np.asarray)
+    .map(lambda indices: windows(indices[mine]))
   )
   options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4 * threads)
   iterator = iter(stream.to_iter_dataset(options))

@@ -73,21 +73,21 @@ def find_directory(path: str | os.PathLike) -> pathlib.Path:
     newest = max(versions, key=lambda name: tuple(map(int, name.split("."))), default="")
     if not newest or not _is_tfds(directory / newest):
       raise ValueError(
-          f"{directory / newest}: not a TFDS directory, which holds features.json and "
-          f"dataset_info.json or versions such as 1.0.0; {path} holds {', '.join(names[:8])}"
+        f"{directory / newest}: not a TFDS directory, which holds features.json and "
+        f"dataset_info.json or versions such as 1.0.0; {path} holds {', '.join(names[:8])}"
       )
     directory /= newest
   file_format = _json(directory / "dataset_info.json").get("fileFormat", "tfrecord")
   if file_format != "tfrecord":
     raise ValueError(
-        f"{directory / 'dataset_info.json'}: fileFormat is '{file_format}'; only 'tfrecord' is "
-        "read so far (array_record is planned): convert the dataset to tfrecord"
+      f"{directory / 'dataset_info.json'}: fileFormat is '{file_format}'; only 'tfrecord' is "
+      "read so far (array_record is planned): convert the dataset to tfrecord"
     )
   return directory
 
 
 def read(
-    path: str | os.PathLike, split: str = "train", fields: Fields = _FIELDS, progress: bool = True
+  path: str | os.PathLike, split: str = "train", fields: Fields = _FIELDS, progress: bool = True
 ) -> Episodes:
   """Reads the actions, states and tasks of every episode of a split, in the order of the files.
 
@@ -139,11 +139,11 @@ def read(
   task_names = tuple(sorted(set(tasks)))
   index = {name: i for i, name in enumerate(task_names)}
   return Episodes(
-      actions_LA=np.concatenate(actions),
-      states_LS=np.concatenate(observed),
-      starts_E=np.cumsum([0, *map(len, actions)], dtype=np.int64),
-      tasks_E=np.array([index[name] for name in tasks], np.int32),
-      task_names=task_names,
+    actions_LA=np.concatenate(actions),
+    states_LS=np.concatenate(observed),
+    starts_E=np.cumsum([0, *map(len, actions)], dtype=np.int64),
+    tasks_E=np.array([index[name] for name in tasks], np.int32),
+    task_names=task_names,
   )
 
 
@@ -233,8 +233,8 @@ def _find(name: str, kind: str, features: list[_Feature], directory: pathlib.Pat
     problem = f"there is no feature '{name}'" if found is None else f"'{name}' is {found.kind}"
     known = sorted(f.name.removeprefix("steps/") for f in features if f.kind == kind)
     raise ValueError(
-        f"{directory / 'features.json'}: {problem}; expected one of the {kind} features: "
-        f"{', '.join(known) or 'it has none'}"
+      f"{directory / 'features.json'}: {problem}; expected one of the {kind} features: "
+      f"{', '.join(known) or 'it has none'}"
     )
   return found
 
@@ -256,12 +256,12 @@ def _shards(directory: pathlib.Path, split: str) -> list[tuple[pathlib.Path, int
   shards = []
   for i, length in enumerate(lengths):
     values = {
-        "DATASET": dataset,
-        "SPLIT": split,
-        "FILEFORMAT": "tfrecord",
-        "SHARD_INDEX": f"{i:05d}",
-        "NUM_SHARDS": f"{len(lengths):05d}",
-        "SHARD_X_OF_Y": f"{i:05d}-of-{len(lengths):05d}",
+      "DATASET": dataset,
+      "SPLIT": split,
+      "FILEFORMAT": "tfrecord",
+      "SHARD_INDEX": f"{i:05d}",
+      "NUM_SHARDS": f"{len(lengths):05d}",
+      "SHARD_X_OF_Y": f"{i:05d}-of-{len(lengths):05d}",
     }
     try:
       shard = directory / template.format_map(values)
@@ -270,26 +270,26 @@ def _shards(directory: pathlib.Path, split: str) -> list[tuple[pathlib.Path, int
       raise ValueError(f"{path}: filepathTemplate '{template}' may use {known} only") from error
     if not shard.is_file():
       raise FileNotFoundError(
-          f"{shard}: shard {i} of {len(lengths)} of split '{split}' is missing; fetch it again"
+        f"{shard}: shard {i} of {len(lengths)} of split '{split}' is missing; fetch it again"
       )
     shards.append((shard, length))
   return shards
 
 
 def _records(
-    shards: list[tuple[pathlib.Path, int]], progress: bool
+  shards: list[tuple[pathlib.Path, int]], progress: bool
 ) -> Iterator[tuple[str, memoryview]]:
   """Yields where it is and the payload of every record."""
   total = sum(length for _, length in shards)
   with tqdm.tqdm(
-      desc="reading episodes", unit=" episodes", total=total, delay=2, disable=not progress
+    desc="reading episodes", unit=" episodes", total=total, delay=2, disable=not progress
   ) as bar:
     for path, length in shards:
       file = tfrecord.TFRecordFile(path)
       if len(file) != length:
         raise ValueError(
-            f"{path}: holds {len(file)} records, but dataset_info.json says {length}; "
-            "fetch the shard or dataset_info.json again"
+          f"{path}: holds {len(file)} records, but dataset_info.json says {length}; "
+          "fetch the shard or dataset_info.json again"
         )
       for record in range(length):
         yield f"{path}: record {record}", file[record]
@@ -311,7 +311,7 @@ def _values(payload: memoryview, spans: dict[str, tfrecord.Span], feature: _Feat
   width = math.prod(feature.shape)
   if len(values) % width:
     raise ValueError(
-        f"'{feature.name}' holds {len(values)} values, no multiple of {width}, its size a step"
+      f"'{feature.name}' holds {len(values)} values, no multiple of {width}, its size a step"
     )
   values = values.reshape(-1, width)
   bad = np.argwhere(~np.isfinite(values))

@@ -51,13 +51,13 @@ def scan(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
       length, crc = _HEADER.unpack(header)
       if masked_crc(header[:8]) != crc:
         raise ValueError(
-            f"{path}: wrong length checksum at byte {position}; "
-            "the file is corrupt, compressed or not a TFRecord file"
+          f"{path}: wrong length checksum at byte {position}; "
+          "the file is corrupt, compressed or not a TFRecord file"
         )
       end = position + _HEADER.size + length + _FOOTER.size
       if end > size:
         raise ValueError(
-            f"{path}: truncated record at byte {position}: it ends at {end}, the file at {size}"
+          f"{path}: truncated record at byte {position}: it ends at {end}, the file at {size}"
         )
       offsets.append(position + _HEADER.size)
       lengths.append(length)
@@ -87,8 +87,8 @@ class TFRecordFile:
     payload = self._bytes[start:end]
     if masked_crc(payload) != _FOOTER.unpack_from(self._bytes, end)[0]:
       raise ValueError(
-          f"{self.path}: record {record % len(self)}, bytes {start} to {end}: wrong payload "
-          "checksum; the file is corrupt, fetch it again"
+        f"{self.path}: record {record % len(self)}, bytes {start} to {end}: wrong payload "
+        "checksum; the file is corrupt, fetch it again"
       )
     return payload
 
@@ -135,8 +135,8 @@ def floats(buffer: Buffer, start: int, end: int) -> np.ndarray:
 def ints(buffer: Buffer, start: int, end: int) -> np.ndarray:
   """Reads the span of an Int64List, packed or not, into a new int64 array (values,)."""
   parts = [
-      _varints(np.frombuffer(buffer[first:last], np.uint8), first)
-      for _, first, last in _fields(buffer, start, end, "Int64List", (0x0A, 0x08))
+    _varints(np.frombuffer(buffer[first:last], np.uint8), first)
+    for _, first, last in _fields(buffer, start, end, "Int64List", (0x0A, 0x08))
   ]
   return np.concatenate([np.zeros(0, np.int64), *parts])
 
@@ -148,7 +148,7 @@ def bytes_(buffer: Buffer, start: int, end: int) -> list[bytes]:
 
 
 def _fields(
-    buffer: Buffer, start: int, end: int, message: str, tags: tuple[int, ...]
+  buffer: Buffer, start: int, end: int, message: str, tags: tuple[int, ...]
 ) -> Iterator[tuple[int, int, int]]:
   """Yields (tag, start, end) of each field of the message in buffer[start:end].
 
@@ -170,7 +170,7 @@ def _fields(
       last = first + length
     if last > end:
       raise ValueError(
-          f"malformed {message}: the field at byte {position} ends at {last}, behind byte {end}"
+        f"malformed {message}: the field at byte {position} ends at {last}, behind byte {end}"
       )
     yield tag, first, last
     position = last

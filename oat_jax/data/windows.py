@@ -13,7 +13,7 @@ from oat_jax.data import rlds
 
 
 def split_episodes(
-    tasks_E: np.ndarray, validation_fraction: float, seed: int
+  tasks_E: np.ndarray, validation_fraction: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
   """Draws the episodes to hold out, the same share of every task.
 
@@ -42,8 +42,8 @@ def split_episodes(
   if validation_fraction and not held.any():
     if sizes.max() < 2:
       raise ValueError(
-          f"validation_fraction is {validation_fraction}, but no task has 2 episodes, one to train "
-          f"on and one to hold out: {len(tasks_E)} episodes in {len(sizes)} tasks"
+        f"validation_fraction is {validation_fraction}, but no task has 2 episodes, one to train "
+        f"on and one to hold out: {len(tasks_E)} episodes in {len(sizes)} tasks"
       )
     held[np.argmax(sizes)] = 1
   validation = np.sort(np.concatenate([e[:n] for e, n in zip(shuffled, held)]))
@@ -55,12 +55,12 @@ class Windows:
   """One window for every step of the chosen episodes, gathered a batch at a time."""
 
   def __init__(
-      self,
-      episodes: rlds.Episodes,
-      episode_ids: np.ndarray,
-      observation_steps: int,
-      action_horizon: int,
-      action_dim: int | None = None,
+    self,
+    episodes: rlds.Episodes,
+    episode_ids: np.ndarray,
+    observation_steps: int,
+    action_horizon: int,
+    action_dim: int | None = None,
   ):
     """Indexes the windows, in the order of `episode_ids` and of time.
 
@@ -80,18 +80,18 @@ class Windows:
       raise ValueError(f"windows need distinct episodes, at least one, not {ids.tolist()[:8]}")
     if ids.min() < 0 or ids.max() >= episodes.num_episodes:
       raise ValueError(
-          f"episodes {ids.min()} to {ids.max()} were asked for, but the dataset has "
-          f"{episodes.num_episodes}, from 0 on"
+        f"episodes {ids.min()} to {ids.max()} were asked for, but the dataset has "
+        f"{episodes.num_episodes}, from 0 on"
       )
     width = episodes.actions_LA.shape[1]
     if action_dim is not None and action_dim < width:
       raise ValueError(f"the dataset's actions have {width} dimensions, action_dim is {action_dim}")
     self.spec = batch_lib.BatchSpec(
-        observation_steps=observation_steps,
-        action_horizon=action_horizon,
-        action_dim=width if action_dim is None else action_dim,
-        state_dim=episodes.states_LS.shape[1],
-        task_names=episodes.task_names,
+      observation_steps=observation_steps,
+      action_horizon=action_horizon,
+      action_dim=width if action_dim is None else action_dim,
+      state_dim=episodes.states_LS.shape[1],
+      task_names=episodes.task_names,
     )
     padding = self.spec.action_dim - width
     self._actions_LA = np.pad(episodes.actions_LA, ((0, 0), (0, padding)))
@@ -125,15 +125,15 @@ class Windows:
     observed_BT = step_B[:, None] + np.arange(1 - spec.observation_steps, 1)
     acted_BC = step_B[:, None] + np.arange(spec.action_horizon)
     return {
-        "observation": {
-            "state": self._states_LS[np.maximum(observed_BT, first_B1)],
-            "task": self._tasks_E[episode_B],
-        },
-        "observation_mask": observed_BT >= first_B1,
-        "actions": self._actions_LA[np.minimum(acted_BC, end_B1 - 1)],
-        "action_mask": acted_BC < end_B1,
-        "action_dim_mask": np.tile(self._action_dim_mask_A, (rows, 1)),
-        "dataset": np.zeros(rows, np.int32),
+      "observation": {
+        "state": self._states_LS[np.maximum(observed_BT, first_B1)],
+        "task": self._tasks_E[episode_B],
+      },
+      "observation_mask": observed_BT >= first_B1,
+      "actions": self._actions_LA[np.minimum(acted_BC, end_B1 - 1)],
+      "action_mask": acted_BC < end_B1,
+      "action_dim_mask": np.tile(self._action_dim_mask_A, (rows, 1)),
+      "dataset": np.zeros(rows, np.int32),
     }
 
   def statistics(self) -> dict[str, normalization.Statistics]:
@@ -143,6 +143,6 @@ class Windows:
     """
     # Every step is the newest one of exactly one window, so the windows' own steps are the steps.
     return {
-        "actions": normalization.compute(self._actions_LA[self._step_W]),
-        "state": normalization.compute(self._states_LS[self._step_W]),
+      "actions": normalization.compute(self._actions_LA[self._step_W]),
+      "state": normalization.compute(self._states_LS[self._step_W]),
     }

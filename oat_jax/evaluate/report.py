@@ -58,6 +58,12 @@ def percent(value: dict[str, float]) -> str:
   return f"{100 * value['rate']:.0f} % ({100 * value['low']:.0f}-{100 * value['high']:.0f})"
 
 
+def points(difference: dict[str, float]) -> str:
+  """Formats a paired difference of rates as "+24 points (95 %: +12 to +36)"."""
+  mean, low, high = (100 * difference[name] for name in ("mean", "low", "high"))
+  return f"{mean:+.0f} points (95 %: {low:+.0f} to {high:+.0f})"
+
+
 def table(by_task: dict[str, dict[str, dict[str, float]]], first: str = "tokens K") -> str:
   """Returns a Markdown table of `rates`: a row for each K, a column for each task."""
   tasks = list(by_task)
@@ -90,8 +96,7 @@ def write(out: str | os.PathLike, rows: Sequence[Episode], facts: dict[str, Any]
       if len(budgets) > 1:
         difference = paired_difference(chosen, budgets[-1], budgets[0])
         text += [
-          f"K={budgets[-1]} less K={budgets[0]}, paired by goal: {100 * difference['mean']:+.0f} points "
-          f"(95 %: {100 * difference['low']:+.0f} to {100 * difference['high']:+.0f}).",
+          f"K={budgets[-1]} less K={budgets[0]}, paired by goal: {points(difference)}.",
           "",
         ]
   text.append("Success rates with 95 % Wilson intervals.")

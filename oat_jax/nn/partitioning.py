@@ -38,7 +38,7 @@ def logical_axes(module: nn.Module, *args: Any, method: str | None = None) -> An
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
   """Pins an activation's sharding by logical names; does nothing outside `rules`."""
-  return nn.with_logical_constraint(x, names)
+  return nn.with_logical_constraint(x, names)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def rules(table: tuple[tuple[str, Any], ...]) -> contextlib.AbstractContextManager[None]:

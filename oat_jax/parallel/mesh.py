@@ -1,6 +1,8 @@
 """The device mesh: axes (data, fsdp, tensor), the same names on one CPU and on a pod."""
 
+from collections.abc import Sequence
 import math
+from typing import Any
 
 import jax
 from jax.sharding import AxisType
@@ -10,9 +12,7 @@ AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
 
 
-def make_mesh(
-  shape: tuple[int, int, int], devices: list[jax.Device] | None = None
-) -> jax.sharding.Mesh:
+def make_mesh(shape: tuple[int, ...], devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
   """Returns the mesh of the given shape over all devices.
 
   Args:

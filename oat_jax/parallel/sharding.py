@@ -54,7 +54,8 @@ def param_shardings(axes: Any, shapes: Any, mesh: jax.sharding.Mesh, rules=RULES
         parts *= mesh.shape[axis]
       if size % parts:
         raise ValueError(
-          f"parameter {where}: axis '{name}' of size {size} does not divide over {parts} devices ({entry})"
+          f"parameter {where}: axis '{name}' of size {size} does not divide over {parts} devices "
+          f"({entry})"
         )
     return jax.NamedSharding(mesh, jax.P(*entries))
 

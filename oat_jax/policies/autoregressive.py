@@ -130,7 +130,7 @@ def make(config: Config, spec: BatchSpec, statistics: Any, tokenizer: Tokenizer 
   def axes():
     return {"network": partitioning.logical_axes(network, *sample_input)}
 
-  def apply(params, *args, **kwargs):
+  def apply(params, *args, **kwargs) -> Any:
     return network.apply({"params": params["network"]}, *args, **kwargs)
 
   def observed(params, batch):

@@ -70,7 +70,7 @@ def make(config: Config, spec: BatchSpec, statistics: Any, tokenizer: Tokenizer 
   def axes():
     return {"network": partitioning.logical_axes(network, *sample_input)}
 
-  def predict(params, batch, deterministic, key=None):
+  def predict(params, batch, deterministic, key=None) -> Any:
     state_BTS = observation_lib.normalize(params["statistics"], batch, config.observation)
     inputs = (state_BTS, batch["observation_mask"], batch["observation"]["task"], deterministic)
     rngs = None if key is None else {"dropout": key}

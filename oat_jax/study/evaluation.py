@@ -14,6 +14,7 @@ from oat_jax.envs import env as env_lib
 from oat_jax.envs import vector
 from oat_jax.evaluate import report
 from oat_jax.evaluate import rollout
+from oat_jax.policies.policy import Policy
 from oat_jax.policies.policy import Sampling
 from oat_jax.tokenizers import tokenizer as tokenizer_lib
 from oat_jax.train import models
@@ -28,14 +29,19 @@ class PolicyActor:
   """A trained policy as a callable over simulator states; one compiled program for every K."""
 
   def __init__(self, trained: models.Trained, sampling: Sampling = Sampling(), seed: int = 0):
-    if trained.config.kind != "policy":
+    if not isinstance(trained.model, Policy):
       raise ValueError(f"the working directory holds a {trained.config.kind}; a policy's is needed")
     self.trained, self.spec = trained, trained.spec
     self.max_tokens = trained.model.max_tokens
     self.has_tokens = trained.tokenizer is not None
     self._params = jax.device_put(trained.params)
-    self._act = jax.jit(trained.model.act, static_argnames="sampling")
-    self._sampling, self._key, self._calls = sampling, jax.random.key(seed), 0
+    self._key, self._calls = jax.random.key(seed), 0
+
+    def act(params, batch, key, call, num_tokens):
+      key = jax.random.fold_in(key, call)
+      return trained.model.act(params, batch, key, num_tokens, sampling)[0]
+
+    self._act = jax.jit(act)
 
   def batch(self, state: Any, tasks: Sequence[str]) -> dict[str, Any]:
     """Returns the batch that the policy acts on, from a `VectorState` and the tasks' names."""
@@ -70,10 +76,9 @@ class PolicyActor:
     """Returns chunks (B, C, A) decoded from the first `num_tokens` tokens; waits for them."""
     if self.has_tokens:
       tokenizer_lib.check_num_tokens(num_tokens, self.max_tokens)
-    key = jax.random.fold_in(self._key, self._calls)
     self._calls += 1
     budget = np.int32(num_tokens) if self.has_tokens else None
-    return np.asarray(self._act(self._params, batch, key, budget, sampling=self._sampling)[0])
+    return np.asarray(self._act(self._params, batch, self._key, np.uint32(self._calls), budget))
 
   def driver(self, tasks: Sequence[str], num_tokens: int) -> rollout.Act:
     """Returns what `rollout.run` calls, for episodes of these tasks."""
@@ -162,17 +167,22 @@ def evaluate(
   suite = env_lib.suite(suite_name)
   if episodes < 1:
     raise ValueError(f"episodes is {episodes}; it must be at least 1")
+  if not num_tokens or not replans:
+    raise ValueError("num_tokens and replan need at least one value each")
   tokenizer = trained.tokenizer
-  budgets = sorted(set(num_tokens)) if tokenizer is not None else [0]
-  for K in budgets if tokenizer is not None else ():
-    tokenizer_lib.check_num_tokens(K, tokenizer.max_tokens)
+  budgets = [0]
+  if tokenizer is not None:
+    budgets = sorted(set(num_tokens))
+    for K in budgets:
+      tokenizer_lib.check_num_tokens(K, tokenizer.max_tokens)
   horizon = trained.spec.action_horizon
   for R in replans:
     if not 1 <= R <= horizon:
       raise ValueError(f"replan is {R}; it must be in 1..{horizon}, the chunk's steps")
   if trained.spec.action_dim != suite.action_dim:
     raise ValueError(
-      f"{workdir} has actions of {trained.spec.action_dim} dimensions; {suite_name} takes {suite.action_dim}"
+      f"{workdir} has actions of {trained.spec.action_dim} dimensions; "
+      f"{suite_name} takes {suite.action_dim}"
     )
   first_seed = REPORTED_SEED if first_seed is None else first_seed
   pairs = rollout.assignments(suite.tasks, episodes, first_seed)

@@ -92,7 +92,7 @@ def anytime(path: pathlib.Path, summary: Mapping[str, Any]) -> None:
   right.set_ylabel("milliseconds per chunk (p50)", color="tab:red")
   right.set_ylim(bottom=0)
   axis.set_xticks([int(K) for K in latency])
-  axis.legend(fontsize=7, loc="lower right")
+  axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, 1.14), ncol=3, frameon=False)
   axis.grid(alpha=0.3)
   figure.tight_layout()
   _save(figure, path)

@@ -26,8 +26,8 @@ from oat_jax.train import models
 STAGES = ("collect", "tokenizer", "policy", "regression", "evaluate", "report")
 
 WHAT_IT_IS = (
-  "Full state observed, scripted experts, MetaWorld v3: not comparable with the 24.4 % that the OAT paper reports "
-  "from images."
+  "Full state observed, scripted experts, MetaWorld v3: not comparable with the 24.4 % that the "
+  "OAT paper reports from images."
 )
 
 
@@ -49,7 +49,8 @@ class Evaluate:
   def __post_init__(self):
     if self.headline_replan not in self.replans:
       raise ValueError(
-        f"config.evaluate.headline_replan {self.headline_replan} is not among replans {self.replans}"
+        f"config.evaluate.headline_replan {self.headline_replan} is not among replans "
+        f"{self.replans}"
       )
 
 
@@ -120,7 +121,8 @@ class _Clock:
     self._begin = time.monotonic()
 
   def __exit__(self, *_):
-    self._path.parent.mkdir(parents=True, exist_ok=True)
+    if not self._path.parent.exists():  # the stage failed before it wrote anything
+      return
     seconds = read_seconds(self._path.parent)
     spent = time.monotonic() - self._begin
     seconds[self._stage] = round(seconds.get(self._stage, 0.0) + spent, 1)
@@ -193,8 +195,6 @@ def reconstruction_errors(trained: models.Trained, windows: Any) -> dict[str, An
 
 def write_report(config: Config, out: pathlib.Path) -> dict[str, Any]:
   """Writes summary.json, report.md and the figures into `out`/report; returns the summary."""
-  target = out / "report"
-  target.mkdir(parents=True, exist_ok=True)
   tokenizer = models.load(out / "tokenizer")
   split = loop.load_data(tokenizer.config.data)
   errors = reconstruction_errors(tokenizer, split.validation)
@@ -232,6 +232,8 @@ def write_report(config: Config, out: pathlib.Path) -> dict[str, Any]:
     "act_ms": results["policy"]["facts"]["act_ms"],
     "versions": evaluation.versions(),
   }
+  target = out / "report"
+  target.mkdir(parents=True, exist_ok=True)
   figures.chunk(target / "chunk.png", tokenizer, split.validation)
   figures.reconstruction(target / "reconstruction.png", errors["mse"])
   figures.anytime(target / "anytime.png", summary)
@@ -274,15 +276,14 @@ def _markdown(summary: Mapping[str, Any]) -> str:
     "",
     summary["what"],
     "",
-    f"Total {summary['seconds_total'] / 60:.0f} minutes. Success rates have 95 % Wilson intervals; goals of seeds that "
-    "no demonstration used.",
+    f"Total {summary['seconds_total'] / 60:.0f} minutes. Success rates have 95 % Wilson intervals; "
+    "goals of seeds that no demonstration used.",
     "",
     f"## Success by tokens generated ({R} of 32 steps executed)",
     "",
     report.table(summary["success"]),
     "",
-    f"Most less fewest tokens, paired by goal: {100 * difference['mean']:+.0f} points "
-    f"(95 %: {100 * difference['low']:+.0f} to {100 * difference['high']:+.0f}).",
+    f"Most less fewest tokens, paired by goal: {report.points(difference)}.",
     "",
     "![anytime curve](anytime.png)",
     "",
@@ -305,7 +306,8 @@ def _markdown(summary: Mapping[str, Any]) -> str:
     "|---" * (len(mse) + 1) + "|",
     "| held-out MSE | " + " | ".join(f"{value:.4f}" for value in mse.values()) + " |",
     "",
-    f"All tokens less half of them, paired by episode: {half['mean']:+.4f} ({half['low']:+.4f} to {half['high']:+.4f}). "
+    f"All tokens less half of them, paired by episode: {half['mean']:+.4f} "
+    f"(95 %: {half['low']:+.4f} to {half['high']:+.4f}). "
     f"{summary['code_usage']} codes used on held-out windows.",
     "",
     "![reconstruction error](reconstruction.png)",

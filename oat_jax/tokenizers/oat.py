@@ -107,7 +107,7 @@ class Network(nn.Module):
     x_BTD = partitioning.constrain(jnp.concatenate([x_BPD, registers_BND], 1), "batch", None, None)
     visible_BP = action_mask_BC.reshape(B, P, c.patch).any(-1)
     columns_BT = jnp.concatenate([visible_BP, jnp.ones((B, N), bool)], 1)
-    mask_BTT = register_mask(P, N)[None] & columns_BT[:, None]
+    mask_BTT = jnp.asarray(register_mask(P, N))[None] & columns_BT[:, None]
     x_BND, _ = self.encoder(x_BTD, mask_BTT, rows=N, deterministic=deterministic)
     return self.to_latent(x_BND.astype(jnp.float32))
 
@@ -157,7 +157,8 @@ def make(config: Config, spec: BatchSpec, statistics: tokenizer_lib.Statistics |
     raise ValueError(f"config.model.patch {config.patch} does not divide the action horizon {C}")
   if any(not 0 <= dim < spec.action_dim for dim in config.cumulative_dims):
     raise ValueError(
-      f"config.model.cumulative_dims {config.cumulative_dims} leaves 0..{spec.action_dim - 1}, the action's dimensions"
+      f"config.model.cumulative_dims {config.cumulative_dims} leaves 0..{spec.action_dim - 1}, "
+      "the action's dimensions"
     )
   network = Network(config, spec)
   budgets = list(range(1, N + 1))
@@ -178,7 +179,7 @@ def make(config: Config, spec: BatchSpec, statistics: tokenizer_lib.Statistics |
   def axes():
     return {"network": partitioning.logical_axes(network, *sample)}
 
-  def apply(params, *args, method: Any = None, **kwargs):
+  def apply(params, *args, method: Any = None, **kwargs) -> Any:
     return network.apply({"params": params["network"]}, *args, method=method, **kwargs)
 
   def encode(params, actions_BCA, action_mask_BC=None, dataset_B=None):

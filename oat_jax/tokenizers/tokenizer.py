@@ -10,6 +10,7 @@ import importlib
 from typing import Any, NamedTuple
 
 import jax
+from jax import core
 import jax.numpy as jnp
 import numpy as np
 
@@ -122,9 +123,8 @@ def _checked(tokenizer: Tokenizer) -> Tokenizer:
   def encode(params, actions_BCA, action_mask=None, dataset=None):
     shape = tuple(jnp.shape(actions_BCA))
     if len(shape) != 3 or shape[1:] != (spec.action_horizon, spec.action_dim):
-      raise ValueError(
-        f"encode: actions have shape {list(shape)}; expected [B, {spec.action_horizon}, {spec.action_dim}]"
-      )
+      wanted = f"[B, {spec.action_horizon}, {spec.action_dim}]"
+      raise ValueError(f"encode: actions have shape {list(shape)}; expected {wanted}")
     if _concrete(actions_BCA):
       valid = True if action_mask is None else np.asarray(action_mask)[..., None]
       bad = np.argwhere(~np.isfinite(np.asarray(actions_BCA)) & valid)
@@ -147,7 +147,8 @@ def _checked(tokenizer: Tokenizer) -> Tokenizer:
       bad = np.argwhere((used < 0) | (used >= V))
       if len(bad):
         raise ValueError(
-          f"decode: token {used[tuple(bad[0])]} at [row, position] {bad[0].tolist()} is outside 0..{V - 1}"
+          f"decode: token {used[tuple(bad[0])]} at [row, position] {bad[0].tolist()} is outside "
+          f"0..{V - 1}"
         )
     return jit_decode(params, tokens_BN, num_tokens, dataset)
 
@@ -161,4 +162,4 @@ def check_num_tokens(num_tokens: Any, max_tokens: int) -> None:
 
 
 def _concrete(x: Any) -> bool:
-  return not isinstance(x, jax.core.Tracer)
+  return not isinstance(x, core.Tracer)

@@ -22,10 +22,10 @@ class Checkpointer:
 
   def __init__(self, workdir: str | os.PathLike, keep: int):
     """Opens `workdir`/checkpoints, keeping the newest `keep` steps."""
+    always: Any = ocp.training.save_decision_policies.FixedIntervalPolicy(1)
+    newest: Any = ocp.training.preservation_policies.LatestN(keep)
     self._orbax = ocp.training.Checkpointer(
-      directory(workdir),
-      save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-      preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+      str(directory(workdir)), save_decision_policy=always, preservation_policy=newest
     )
 
   def latest_step(self) -> int | None:
@@ -72,7 +72,7 @@ def load_params(workdir: str | os.PathLike, step: int | None = None) -> tuple[in
   if step is not None and step not in steps:
     raise FileNotFoundError(f"{workdir} holds no checkpoint of step {step}; there are {steps}")
   path = root / str(steps[-1] if step is None else step)
-  metadata = ocp.checkpointables_metadata(path).metadata["params"]
+  metadata = ocp.checkpointables_metadata(str(path)).metadata["params"]
   is_leaf = lambda x: hasattr(x, "shape") and hasattr(x, "dtype")
   like = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), metadata, is_leaf=is_leaf)
-  return int(path.name), ocp.load_checkpointables(path, {"params": like})["params"]
+  return int(path.name), ocp.load_checkpointables(str(path), {"params": like})["params"]

@@ -157,14 +157,14 @@ def train(config: config_lib.Config, workdir: str | os.PathLike) -> pathlib.Path
     Interrupted: a signal ended the run; its state is saved.
   """
   workdir = pathlib.Path(workdir)
-  mesh = mesh_lib.make_mesh(tuple(config.mesh))
+  mesh = mesh_lib.make_mesh(config.mesh)
   split = load_data(config.data)
   spec = split.train.spec
   tokenizer = models.load_tokenizer(config.tokenizer) if config.tokenizer else None
   if tokenizer is not None:
     models.check_tokenizer(tokenizer, spec, split.statistics["actions"], config.tokenizer)
   model = models.build(
-    config, spec, split.statistics, None if tokenizer is None else tokenizer.model
+    config, spec, split.statistics, None if tokenizer is None else tokenizer.tokenizer
   )
   description = models.describe(config, spec, tokenizer)
   with _claimed(workdir, description):
@@ -325,7 +325,7 @@ def _claimed(workdir: pathlib.Path, description: dict[str, Any]) -> Iterator[Non
     differences = _differences(models.read_description(workdir), description)
     if differences:
       raise ValueError(
-        f"{workdir} holds another run; take another directory, or give it the same configuration:\n  "
+        f"{workdir} holds another run; take another directory, or the same configuration:\n  "
         + "\n  ".join(differences)
       )
   elif workdir.exists() and any(workdir.iterdir()) and not (workdir / ".lock").exists():

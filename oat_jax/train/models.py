@@ -102,7 +102,7 @@ def load(workdir: str | os.PathLike, step: int | None = None) -> Trained:
   step, params = checkpoint.load_params(workdir, step)
   model = build(config, spec, None, tokenizer)
   return Trained(
-    config, spec, model, model if config.kind == "tokenizer" else tokenizer, params, step
+    config, spec, model, model if isinstance(model, Tokenizer) else tokenizer, params, step
   )
 
 
@@ -139,8 +139,8 @@ def check_tokenizer(
     if off.max() > 0.1:
       row, dim = np.unravel_index(np.argmax(off), off.shape)
       raise ValueError(
-        f"tokenizer {where} was trained on actions of other statistics: {name} of dimension {dim} is "
-        f"{known[name][row, dim]:.4g} there and {actions[name][row, dim]:.4g} in the policy's data"
+        f"tokenizer {where} was trained on actions of other statistics: {name} of dimension {dim} "
+        f"is {known[name][row, dim]:.4g} there, {actions[name][row, dim]:.4g} in the policy's data"
       )
 
 

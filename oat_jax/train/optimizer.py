@@ -2,6 +2,7 @@
 error.
 """
 
+from collections.abc import Hashable
 import re
 from typing import Any
 
@@ -61,7 +62,7 @@ def make(config: config_lib.Optimizer, steps: int) -> optax.GradientTransformati
     rate = schedule(config, steps)
     return optax.adamw(rate, config.b1, config.b2, weight_decay=weight_decay)
 
-  by_group = {
+  by_group: dict[Hashable, optax.GradientTransformation] = {
     "frozen": optax.set_to_zero(),
     "no_decay": adamw(0.0),
     "decay": adamw(config.weight_decay),

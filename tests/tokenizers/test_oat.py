@@ -163,11 +163,14 @@ def test_each_dataset_of_a_mixture_has_its_own_units(tokenizer, params):
   assert free_CA.any()
   np.testing.assert_allclose(normal_BCA[0][free_CA], normal_BCA[1][free_CA], atol=1e-4)
   # Chunks that are one chunk in their datasets' units have the same tokens.
-  same_BCA = rows["offset"] + chunk(1).repeat(2, 0) / 2 / rows["scale"]
-  tokens_BN = np.asarray(tokenizer.encode(params, same_BCA, None, np.array([0, 1])))
-  np.testing.assert_array_equal(tokens_BN[0], tokens_BN[1])
-  other_BN = np.asarray(tokenizer.encode(params, 2 * same_BCA, None, np.array([0, 0])))
-  assert not np.array_equal(other_BN[0], other_BN[1])
+  first_B = np.repeat([0, 1], 16)
+  units_BCA = np.concatenate([chunk(16)] * 2) / 2
+  same_BCA = rows["offset"][first_B] + units_BCA / rows["scale"][first_B]
+  tokens_BN = np.asarray(tokenizer.encode(params, same_BCA, None, first_B))
+  np.testing.assert_array_equal(tokens_BN[:16], tokens_BN[16:])
+  alike_BN = np.asarray(tokenizer.encode(params, same_BCA))  # all by the first one's statistics
+  np.testing.assert_array_equal(tokens_BN[:16], alike_BN[:16])
+  assert not np.array_equal(tokens_BN[16:], alike_BN[16:])
 
 
 def test_dropout_never_reaches_encode():

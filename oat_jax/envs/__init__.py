@@ -1,0 +1,1 @@
+"""Simulators: the contract, the suites, episodes side by side, and collecting demonstrations."""

@@ -1,0 +1,103 @@
+"""The mesh's sizes multiply to the devices there are; a wrong shape or process group says why."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import pytest
+import tiny
+
+from oat_jax.parallel import distributed
+from oat_jax.parallel import mesh as mesh_lib
+
+# jax counts its devices at its start: many shapes over 8 of them in one process of their own.
+PROGRAM = """
+import json, sys
+import jax
+from oat_jax.parallel import mesh as mesh_lib
+
+out = []
+for shape, count in json.loads(sys.argv[1]):
+  try:
+    mesh = mesh_lib.make_mesh(tuple(shape), jax.devices()[:count])
+    ids = sorted(device.id for device in mesh.devices.flat)
+    out.append([list(mesh.axis_names), list(mesh.devices.shape), ids])
+  except ValueError as error:
+    out.append(str(error))
+print(json.dumps(out))
+"""
+GOOD = [
+  ((-1, 1, 1), 8, [8, 1, 1]),
+  ((1, -1, 1), 8, [1, 8, 1]),
+  ((2, -1, 2), 8, [2, 2, 2]),
+  ((-1, 2, 4), 8, [1, 2, 4]),
+  ((2, 2, 2), 8, [2, 2, 2]),
+  ((1, 2, 1), 2, [1, 2, 1]),
+]
+BAD = [
+  ((2, 2, 1), 8, "needs 4 devices; there are 8"),
+  ((4, 2, 2), 8, "needs 16 devices; there are 8"),
+  ((-1, 3, 1), 8, "there are 8"),
+  ((-1, 16, 1), 8, "there are 8"),
+  ((-1, -1, 1), 8, "one of which may be -1"),
+  ((8, 1), 8, "('data', 'fsdp', 'tensor')"),
+  ((8, 1, 1, 1), 8, "('data', 'fsdp', 'tensor')"),
+  ((0, 1, 8), 8, "one of which may be -1"),
+  ((-2, 2, 2), 8, "one of which may be -1"),
+]
+
+
+@pytest.fixture(scope="module")
+def answers():
+  cases = json.dumps([(shape, count) for shape, count, _ in GOOD + BAD])
+  flags = tiny.environment(XLA_FLAGS="--xla_force_host_platform_device_count=8")
+  command = [sys.executable, "-c", PROGRAM, cases]
+  run = subprocess.run(command, env=flags, capture_output=True, text=True)
+  assert run.returncode == 0, run.stderr
+  return dict(zip([(shape, count) for shape, count, _ in GOOD + BAD], json.loads(run.stdout)))
+
+
+@pytest.mark.parametrize("shape, count, sizes", GOOD)
+def test_minus_one_takes_what_the_others_leave(answers, shape, count, sizes):
+  names, found, ids = answers[shape, count]
+  assert names == ["data", "fsdp", "tensor"]
+  assert found == sizes
+  assert ids == list(range(count))  # every device once
+
+
+@pytest.mark.parametrize("shape, count, text", BAD)
+def test_wrong_sizes_are_errors_that_say_both_numbers(answers, shape, count, text):
+  assert isinstance(answers[shape, count], str), answers[shape, count]
+  assert f"config.mesh {shape}" in answers[shape, count].replace(" is ", " ")
+  assert text in answers[shape, count]
+
+
+def test_the_default_is_all_devices():
+  assert mesh_lib.make_mesh((-1, 1, 1)).size == jax.device_count()
+
+
+def test_one_process_joins_no_group(monkeypatch):
+  monkeypatch.setattr(jax.distributed, "initialize", lambda *_: pytest.fail("joined a group"))
+  distributed.initialize("", 1, 0)
+
+
+@pytest.mark.parametrize(
+  "arguments, text",
+  [
+    (("localhost:1", 2, 2), "--process_id=2 is outside 0..1"),
+    (("localhost:1", 2, -1), "--process_id=-1 is outside 0..1"),
+    (("", 2, 0), "--num_processes=2 needs --coordinator=HOST:PORT"),
+  ],
+)
+def test_a_wrong_process_group_is_an_error(arguments, text, monkeypatch):
+  monkeypatch.setattr(jax.distributed, "initialize", lambda *_: pytest.fail("joined a group"))
+  with pytest.raises(ValueError, match=text.replace(".", r"\.")):
+    distributed.initialize(*arguments)
+
+
+def test_several_processes_join_the_group_they_were_given(monkeypatch):
+  joined = []
+  monkeypatch.setattr(jax.distributed, "initialize", lambda *group: joined.append(group))
+  distributed.initialize("localhost:1234", 2, 1)
+  assert joined == [("localhost:1234", 2, 1)]

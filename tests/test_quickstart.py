@@ -1,0 +1,177 @@
+"""The whole way in miniature, by the commands that a user types: demonstrations to report."""
+
+import json
+import re
+import shutil
+
+from matplotlib import image
+import numpy as np
+import pytest
+import tiny
+
+pytest.importorskip("metaworld", reason="the extra `sim` is not installed")
+
+TASKS = ("box-close", "coffee-pull", "disassemble", "stick-pull")
+EVERYWHERE = {"overall", *TASKS}
+MODELS = ("tokenizer", "policy", "regression")
+# Small in compilation as well: all that is looked at here is that every part meets the next.
+SMALL = [
+  "--config=configs/quickstart.py:mini",
+  "--config.tokenizer.model.encoder_layers=1",
+  "--config.tokenizer.model.decoder_layers=1",
+  "--config.policy.model.layers=1",
+]
+
+
+def command(file, *args):
+  code, out, err = tiny.command(file, *args, JAX_DISABLE_MOST_OPTIMIZATIONS="1")
+  assert code == 0, err
+  return out
+
+
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory):
+  """(directory, what the command printed)."""
+  out = tmp_path_factory.mktemp("quickstart") / "new" / "run"
+  return out, command("launch/quickstart.py", *SMALL, f"--out={out}")
+
+
+@pytest.fixture(scope="module")
+def summary(quickstart):
+  return json.loads((quickstart[0] / "report" / "summary.json").read_text())
+
+
+def made(out):
+  """{file: time of its last change} of what stages before the report leave behind."""
+  patterns = ("data/*tfrecord*", "*/checkpoints/**/*", "*/metrics.jsonl", "*/*/evaluation.json")
+  files = [path for pattern in patterns for path in out.glob(pattern) if path.is_file()]
+  assert len(files) > 10
+  return {str(path.relative_to(out)): path.stat().st_mtime_ns for path in files}
+
+
+def check_rate(value, n):
+  assert set(value) == {"rate", "k", "n", "low", "high"}
+  assert value["n"] == n and 0 <= value["k"] <= n
+  assert value["rate"] == value["k"] / n
+  assert 0 <= value["low"] <= value["rate"] <= value["high"] <= 1
+  assert value["low"] < value["high"]
+
+
+def check_rates(by_task, budgets=None):
+  """One goal a task, of each number of tokens in `budgets` if there are any."""
+  assert set(by_task) == EVERYWHERE
+  for task, found in by_task.items():
+    assert budgets is None or set(found) == budgets
+    for value in found.values() if budgets else [found]:
+      check_rate(value, len(TASKS) if task == "overall" else 1)
+
+
+def test_every_stage_runs_and_says_so(quickstart):
+  out, printed = quickstart
+  stages = re.findall(r"== (\d)/6 (\w+)", printed)
+  assert [stage for _, stage in stages] == ["collect", *MODELS, "evaluate", "report"]
+  for run in MODELS:
+    assert (out / run / "checkpoints" / "20").is_dir()
+  assert f"see {out}/report/report.md" in printed
+
+
+def test_the_summary_has_every_field_that_was_promised(summary):
+  check_rates(summary["expert_success"])
+  check_rates(summary["success"], {"1", "8"})
+  check_rates(summary["ceiling"], {"1", "8"})
+  check_rates(summary["regression_success"])
+  assert summary["replan"] == 8
+  assert set(summary["success_other_replan"]) == {"16"}
+  check_rates(summary["success_other_replan"]["16"], {"1", "8"})
+  every_K = {str(K) for K in range(1, 9)}
+  assert set(summary["reconstruction_mse"]) == every_K
+  assert all(0 < value < 10 for value in summary["reconstruction_mse"].values())
+  assert set(summary["token_accuracy"]) == every_K
+  assert all(0 <= value <= 1 for value in summary["token_accuracy"].values())
+  assert 1 <= summary["code_usage"] <= 1000
+  assert set(summary["act_ms"]) == {"1", "8"}
+  for value in summary["act_ms"].values():
+    assert 0 < value["p50"] <= value["p95"]
+  assert {"oat_jax", "python", "jax", "metaworld"} <= set(summary["versions"])
+  assert summary["versions"]["metaworld"].startswith("3.")
+
+
+def test_the_seconds_are_those_of_the_stages(summary):
+  assert set(summary["seconds"]) >= {"collect", *MODELS, "evaluate"}
+  assert all(value > 0 for value in summary["seconds"].values())
+  assert summary["seconds_total"] == pytest.approx(sum(summary["seconds"].values()), abs=0.1)
+
+
+def test_the_report_says_what_its_numbers_are(quickstart, summary):
+  text = (quickstart[0] / "report" / "report.md").read_text()
+  assert "Full state observed, scripted experts, MetaWorld v3" in text
+  assert "not comparable" in text
+  for value in summary["reconstruction_mse"].values():
+    assert f"{value:.4f}" in text
+  assert text.count("| 8 | ") >= 3  # success at both replan intervals, the ceiling
+
+
+def test_the_figures_of_the_report_are_pictures(quickstart):
+  report = quickstart[0] / "report"
+  names = re.findall(r"!\[.+?\]\((.+?)\)", (report / "report.md").read_text())
+  assert set(names) == {path.name for path in report.glob("*.png")} and len(names) == 4
+  for name in names:
+    pixels_HWC = image.imread(report / name)
+    assert 300 < min(pixels_HWC.shape[:2]) and max(pixels_HWC.shape[:2]) < 3000
+    assert len(np.unique(pixels_HWC.reshape(-1, pixels_HWC.shape[-1]), axis=0)) > 10, name
+
+
+def test_goals_were_never_demonstrated_and_are_the_same_for_all(quickstart):
+  goals = {}
+  for name in ("policy", "regression", "ceiling"):
+    content = json.loads((quickstart[0] / "evaluation" / name / "evaluation.json").read_text())
+    settings = {}
+    for row in content["episodes"]:
+      key = (row["method"], row["num_tokens"], row["replan"])
+      settings.setdefault(key, []).append((row["task"], row["seed"]))
+    goals |= {(name, *key): sorted(pairs) for key, pairs in settings.items()}
+  # K=1 and 8 at two intervals, the floor at two; the ceiling for both K and the expert at one.
+  assert len(goals) == 2 * 2 + 2 + 3
+  first, *others = goals.values()
+  assert [task for task, _ in first] == sorted(TASKS)
+  assert all(pairs == first for pairs in others)
+  collected = json.loads((quickstart[0] / "data" / "collection.json").read_text())
+  attempts = max(n["attempts"] for n in collected["totals"].values())
+  assert all(seed > attempts for _, seed in first)
+
+
+def test_a_second_call_reuses_everything(quickstart):
+  out, _ = quickstart
+  before = made(out)
+  printed = command("launch/quickstart.py", *SMALL, f"--out={out}")
+  assert made(out) == before
+  assert printed.count("is done: 20 steps") == 3 and printed.count("evaluated already") == 3
+
+
+def test_the_report_can_be_made_again_alone(quickstart, summary):
+  out, _ = quickstart
+  before = made(out)
+  shutil.rmtree(out / "report")
+  printed = command("launch/quickstart.py", *SMALL, f"--out={out}", "--stages=report")
+  assert re.findall(r"== \d/6 (\w+)", printed) == ["report"]
+  again = json.loads((out / "report" / "summary.json").read_text())
+  times = ("seconds", "seconds_total")
+  assert {k: v for k, v in again.items() if k not in times} == {
+    k: v for k, v in summary.items() if k not in times
+  }
+  assert len(list((out / "report").glob("*.png"))) == 4
+  assert made(out) == before
+
+
+def test_the_ceiling_runs_the_expert_through_the_tokenizer(quickstart, tmp_path):
+  """The expert solves unseen goals; its chunks, through an untrained tokenizer, do not."""
+  args = [f"--workdir={quickstart[0] / 'tokenizer'}", "--ceiling", "--num_tokens=8", "--replan=16"]
+  command("launch/evaluate.py", *args, "--episodes=1", "--max_steps=250", f"--out={tmp_path}")
+  content = json.loads((tmp_path / "evaluation.json").read_text())
+  assert set(content["success"]) == {"expert", "ceiling"}
+  check_rates({task: by_k["0"] for task, by_k in content["success"]["expert"]["16"].items()})
+  check_rates(content["success"]["ceiling"]["16"], {"8"})
+  assert content["success"]["expert"]["16"]["overall"]["0"]["k"] >= 3
+  assert content["success"]["ceiling"]["16"]["overall"]["8"]["k"] <= 1
+  assert "## ceiling, 16 steps executed" in (tmp_path / "evaluation.md").read_text()
+  assert not (quickstart[0] / "tokenizer" / "report").exists()

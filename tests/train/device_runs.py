@@ -1,0 +1,50 @@
+"""Not a test: trains on meshes of 8 fake devices and prints losses and initial parameters."""
+
+import hashlib
+import json
+import sys
+
+import jax
+import numpy as np
+import tiny
+
+from oat_jax import batch as batch_lib
+from oat_jax.parallel import mesh as mesh_lib
+
+
+def digest(params):
+  return hashlib.sha256(repr(sorted(tiny.to_bits(params).items())).encode()).hexdigest()
+
+
+def main(meshes):
+  tokenizer = tiny.tokenizer()
+  fixed = jax.jit(tokenizer.init)(jax.random.key(0))
+  fixed = jax.tree.map(np.asarray, fixed)  # belongs to no device
+  models = {"tokenizer": (tokenizer, ()), "policy": (tiny.policy(tokenizer=tokenizer), (fixed,))}
+  batches = [batch_lib.fake(tiny.spec(), 16, seed) for seed in range(5)]
+  tokens_BN = np.random.default_rng(0).integers(0, 1000, (16, 8), np.int32)
+  batches = [batch | {"tokens": tokens_BN} for batch in batches]
+  out = {}
+  for shape in meshes:
+    mesh = mesh_lib.make_mesh(shape, jax.devices()[: int(np.prod(shape))])
+    for name, (model, args) in models.items():
+      from oat_jax.train import optimizer
+      from oat_jax.train import state as state_lib
+
+      tx = optimizer.make(tiny.optimizer_config(), 30)
+      make = lambda model=model, args=args: model.init(jax.random.key(0), *args)
+      state, _ = state_lib.create(make, model.axes(), tx, mesh)
+      weights = state.params["network"]["to_actions" if name == "tokenizer" else "to_logits"]["w"]
+      _, rows = tiny.trainer(model, args, on=mesh)(batches)
+      out[f"{name} {shape}"] = {
+        "initial": digest(state.params),
+        "losses": [row["loss"] for row in rows],
+        "grad_norms": [row["grad_norm"] for row in rows],
+        "parts": len({str(s.index) for s in weights.addressable_shards}),
+        "devices": len(weights.sharding.device_set),
+      }
+  print(json.dumps(out))
+
+
+if __name__ == "__main__":
+  main(json.loads(sys.argv[1]))

@@ -1,0 +1,36 @@
+"""One device equals eight: the same initial bits and the same losses on every mesh."""
+
+import json
+
+import pytest
+import tiny
+
+MESHES = ([1, 1, 1], [8, 1, 1], [2, 2, 2], [1, 4, 2])
+# Parts that a matrix (embed, vocabulary) or (embed, actions) is cut into.
+PARTS = {"tokenizer": (1, 1, 2, 4), "policy": (1, 1, 4, 8)}
+
+
+@pytest.fixture(scope="module")
+def runs():
+  flags = "--xla_force_host_platform_device_count=8"
+  code, out, err = tiny.command(
+    "tests/train/device_runs.py", json.dumps(MESHES), XLA_FLAGS=flags, **tiny.QUICK
+  )
+  assert code == 0, err
+  return json.loads(out.splitlines()[-1])
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "policy"])
+def test_every_mesh_trains_as_one_device_does(runs, name):
+  one, *others = (runs[f"{name} {mesh}"] for mesh in MESHES)
+  assert one["devices"] == 1 and len(set(one["losses"])) == 5
+  for mesh, run in zip(MESHES[1:], others):
+    assert run["devices"] == 8, mesh
+    assert run["initial"] == one["initial"], mesh
+    assert run["losses"] == pytest.approx(one["losses"], rel=1e-4), mesh
+    assert run["grad_norms"] == pytest.approx(one["grad_norms"], rel=1e-3), mesh
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "policy"])
+def test_parameters_are_cut_as_the_mesh_says(runs, name):
+  assert tuple(runs[f"{name} {mesh}"]["parts"] for mesh in MESHES) == PARTS[name]

@@ -1,0 +1,166 @@
+"""The loop: what a working directory holds, what crosses to the host, init_from."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from oat_jax import batch as batch_lib
+from oat_jax.train import checkpoint
+from oat_jax.train import loop
+from oat_jax.train import models
+from oat_jax.train import step as step_lib
+
+
+@pytest.fixture(scope="module")
+def policy_workdir(dataset, tokenizer_workdir, tmp_path_factory):
+  config = tiny.run_config("policy", dataset, tokenizer=tokenizer_workdir, steps=3)
+  return loop.train(config, tmp_path_factory.mktemp("policy") / "run")
+
+
+def test_a_working_directory_holds_all_that_acting_needs(policy_workdir, tokenizer_workdir):
+  names = {path.name for path in policy_workdir.iterdir()}
+  assert {"config.json", "checkpoints", "metrics.jsonl"} <= names
+  trained = models.load(policy_workdir)
+  assert trained.step == 3 and trained.config.kind == "policy"
+  assert trained.spec.task_names == ("lift", "push")
+  # The tokenizer travels inside, to the last bit, statistics included.
+  source = models.load(tokenizer_workdir)
+  assert tiny.to_bits(trained.params["tokenizer"]) == tiny.to_bits(source.params)
+  made = batch_lib.fake(trained.spec, 2)
+  chunk_BCA, info = jax.jit(trained.model.act)(trained.params, made, jax.random.key(0), 4)
+  assert np.isfinite(chunk_BCA).all() and (chunk_BCA <= source.params["statistics"]["max"]).all()
+  again_BCA = trained.tokenizer.decode(trained.params["tokenizer"], info["tokens_BN"], 4)
+  np.testing.assert_allclose(chunk_BCA, again_BCA, atol=1e-5)
+
+
+def test_statistics_are_the_training_split_s_only(dataset, tokenizer_workdir):
+  trained = models.load(tokenizer_workdir)
+  split = loop.load_data(trained.config.data)
+  for name, rows in split.statistics["actions"].items():
+    np.testing.assert_array_equal(trained.params["statistics"][name], rows)
+  # All windows' own steps, as the batches give them, have just this mean.
+  batch = split.train(np.arange(len(split.train)))
+  np.testing.assert_allclose(
+    trained.params["statistics"]["mean"][0], batch["actions"][:, 0].mean(0), rtol=1e-4, atol=1e-6
+  )
+  assert len(split.train) + len(split.validation) == 160 and len(split.validation) == 20
+
+
+def test_the_description_rebuilds_the_configuration(policy_workdir):
+  text = (policy_workdir / "config.json").read_text()
+  content = json.loads(text)
+  assert content["format_version"] == models.FORMAT_VERSION
+  trained = models.load(policy_workdir)
+  assert models.describe(trained.config, trained.spec, models.load(trained.config.tokenizer)) == (
+    content
+  )
+  newer = content | {"format_version": 99}
+  (policy_workdir / "config.json").write_text(json.dumps(newer))
+  with pytest.raises(ValueError, match="format version 99; this oat_jax reads version 1"):
+    models.load(policy_workdir)
+  (policy_workdir / "config.json").write_text(text)
+
+
+def test_validation_rows_show_every_prefix(policy_workdir, tokenizer_workdir):
+  rows = [r for r in tiny.metrics(tokenizer_workdir) if "validation/mse_1" in r]
+  assert [row["step"] for row in rows] == [2]
+  assert all(np.isfinite(rows[0][f"validation/mse_{K}"]) for K in range(1, 9))
+  assert 1 <= rows[0]["validation/distinct_tokens"] <= 1000
+  rows = [r for r in tiny.metrics(policy_workdir) if "validation/cross_entropy_1" in r]
+  assert all(f"validation/chunk_mse_{K}" in rows[-1] for K in range(1, 9))
+
+
+def test_nothing_crosses_to_the_host_between_logs_and_nothing_recompiles(
+  dataset, tmp_path, monkeypatch
+):
+  steps, gets = [], []
+  compile_train_step, device_get = step_lib.compile_train_step, jax.device_get
+
+  def spy(*args):
+    compiled = compile_train_step(*args)
+
+    def step(state, batch):
+      with pytest.raises(Exception, match="isallowed"):  # the loop's guard is on
+        jnp.add(np.ones(3), 1)
+      steps.append(compiled)
+      return compiled(state, batch)
+
+    return step
+
+  monkeypatch.setattr(step_lib, "compile_train_step", spy)
+  monkeypatch.setattr(jax, "device_get", lambda x: gets.append(len(steps)) or device_get(x))
+  config = tiny.run_config("tokenizer", dataset, log_every=4, evaluate_every=5, save_every=9)
+  loop.train(config, tmp_path / "run")
+  assert len(steps) == 6 and steps[0]._cache_size() == 1
+  assert gets == [4, 5, 6, 6]  # log, evaluate, and both at the end
+
+
+def test_a_finished_run_is_left_as_it_is(policy_workdir, capsys):
+  before = tiny.listing(policy_workdir)
+  loop.train(models.load(policy_workdir).config, policy_workdir)
+  assert "is done: 3 steps" in capsys.readouterr().out
+  assert tiny.listing(policy_workdir) == before
+
+
+def test_harmless_settings_may_change_between_calls(dataset, tmp_path):
+  loop.train(tiny.run_config("regression", dataset, steps=2), tmp_path / "run")
+  changed = tiny.run_config("regression", dataset, steps=2, log_every=7, keep=5, mesh=(-1, 1, 1))
+  loop.train(changed, tmp_path / "run")
+
+
+def test_init_from_takes_what_fits_and_lists_the_rest(dataset, tokenizer_workdir, tmp_path, capsys):
+  rate = {"learning_rate": 1e-30, "weight_decay": 0.0}  # so that a step changes nothing
+  settings = {"steps": 1, "optimizer": rate, "seed": 5}
+  wider = {"data": {"action_dim": 4}} | settings
+  loop.train(tiny.run_config("tokenizer", dataset, **wider), tmp_path / "fresh")
+  capsys.readouterr()
+  started = tiny.run_config("tokenizer", dataset, init_from=str(tokenizer_workdir), **wider)
+  loop.train(started, tmp_path / "started")
+  printed = capsys.readouterr().out
+
+  flat = lambda params: {
+    jax.tree_util.keystr(path): x for path, x in jax.tree_util.tree_leaves_with_path(params)
+  }
+  source, fresh, got = (
+    flat(checkpoint.load_params(path)[1]["network"])
+    for path in (tokenizer_workdir, tmp_path / "fresh", tmp_path / "started")
+  )
+  unfit = {path for path in got if source[path].shape != got[path].shape}
+  assert unfit == {f"['{a}']['{b}']" for a, b in (
+    ("embed_actions", "w"), ("to_actions", "w"), ("to_actions", "b")
+  )}  # fmt: skip
+  for path in got:
+    expected = fresh[path] if path in unfit else source[path]
+    np.testing.assert_allclose(got[path], expected, rtol=0, atol=1e-20)
+  assert f"{len(got) - 3} of {len(got)} arrays start from {tokenizer_workdir}" in printed
+  assert "embed_actions/w [10, 32] ([8, 32] there)" in printed
+  assert "to_actions/b [8] ([6] there)" in printed and "to_actions/w" in printed
+  # Statistics are the new data's own: the fourth dimension is padding.
+  statistics = checkpoint.load_params(tmp_path / "started")[1]["statistics"]
+  assert statistics["min"].shape == (1, 4) and statistics["max"][0, 3] == 0
+
+
+def test_init_from_the_same_shapes_takes_everything(dataset, tokenizer_workdir, tmp_path, capsys):
+  rate = {"learning_rate": 1e-30, "weight_decay": 0.0}
+  config = tiny.run_config(
+    "tokenizer", dataset, init_from=str(tokenizer_workdir), steps=1, optimizer=rate
+  )
+  loop.train(config, tmp_path / "run")
+  assert "initialised afresh:\n  none\n" in capsys.readouterr().out
+  source, got = (checkpoint.load_params(path)[1] for path in (tokenizer_workdir, tmp_path / "run"))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-20), source, got)
+
+
+def test_tokens_computed_once_train_as_tokens_computed_in_the_step(
+  dataset, tokenizer_workdir, tmp_path, monkeypatch
+):
+  config = tiny.run_config("policy", dataset, tokenizer=tokenizer_workdir, steps=3)
+  loop.train(config, tmp_path / "once")
+  monkeypatch.setattr(loop, "prepared", lambda prepare, params, windows, batch_size: windows)
+  loop.train(config, tmp_path / "each")
+  for one, other in zip(tiny.metrics(tmp_path / "once"), tiny.metrics(tmp_path / "each")):
+    assert one == pytest.approx(other, rel=1e-4)
