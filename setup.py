@@ -23,9 +23,8 @@ EXTRAS = {
     "opencv-python-headless>=4.10",
     "tensorboardX>=2.6",
     "matplotlib>=3.9",
-    "tqdm>=4.66",
   ],
-  "sim": ["metaworld>=3.1.1,<3.2", "packaging", "gymnasium>=1.1", "tqdm>=4.66"],
+  "sim": ["metaworld>=3.1.1,<3.2", "packaging", "gymnasium>=1.1"],
   "tpu": ["libtpu"],
   "cuda": ["jax[cuda13]"],
   "dev": [
@@ -54,6 +53,7 @@ setup(
     "safetensors>=0.4",
     "flatbuffers>=24",
     "absl-py>=2",
+    "tqdm>=4.66",
   ],
   extras_require=EXTRAS,
   classifiers=[

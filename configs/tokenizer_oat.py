@@ -9,6 +9,7 @@ Variants (the part behind the colon):
   published  the paper's recipe (arXiv 2602.04215), chunk 32
 """
 
+from ml_collections import config_dict
 from ml_collections import ConfigDict
 
 
@@ -34,6 +35,7 @@ def get_config(variant: str = "mt4") -> ConfigDict:
   config.data.task = "episode_metadata/task"
   config.data.observation_steps = 2
   config.data.action_horizon = 32
+  config.data.action_dim = config_dict.placeholder(int)  # the dataset's, where None
   config.data.validation_fraction = 0.1
   config.data.split_seed = 0
   config.data.threads = 1

@@ -13,7 +13,7 @@ PYTHON_FILES = sorted(
 )
 MODELS = {"batch", "config", "nn", "tokenizers", "perception", "policies"}
 TRAIN = {f"train.{name}" for name in ("config", "optimizer", "state", "step", "models")}
-LOOP = {"train.checkpoint", "train.loop", "train.metrics"}
+LOOP = {f"train.{name}" for name in ("checkpoint", "inputs", "loop", "metrics", "workdir")}
 
 # Room -> the rooms that it may import besides itself. The longest name that fits a module holds: a
 # new room, or a new file of `train`, needs a row here before it may be imported or import anything.
@@ -38,6 +38,8 @@ MAY_IMPORT = {
   "train.step": MODELS | {"parallel", "train.config", "train.optimizer", "train.state"},
   "train.checkpoint": {"train.state"},
   "train.models": MODELS | {"train.config", "train.checkpoint"},
+  "train.inputs": {"data", "data.normalization", "train.config"},
+  "train.workdir": {"train.models"},
   "train.loop": MODELS | TRAIN | LOOP | {"parallel", "data", "data.normalization"},
   "study": MODELS
   | TRAIN

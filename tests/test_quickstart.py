@@ -118,7 +118,8 @@ def test_the_figures_of_the_report_are_pictures(quickstart):
   for name in names:
     pixels_HWC = image.imread(report / name)
     assert 300 < min(pixels_HWC.shape[:2]) and max(pixels_HWC.shape[:2]) < 3000
-    assert len(np.unique(pixels_HWC.reshape(-1, pixels_HWC.shape[-1]), axis=0)) > 10, name
+    shades = np.unique(pixels_HWC[::5, ::5].reshape(-1, pixels_HWC.shape[-1]), axis=0)
+    assert len(shades) > 10, name
 
 
 def test_goals_were_never_demonstrated_and_are_the_same_for_all(quickstart):

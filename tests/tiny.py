@@ -97,11 +97,12 @@ def trainer(model, init_args=(), config=None, on=None):
   config, on = config or optimizer_config(), on or mesh()
   tx = optimizer.make(config, 30)
   make = lambda: model.init(jax.random.key(0), *init_args)
-  _, shardings = state.create(make, model.axes(), tx, on)
+  first, shardings = state.create(make, model.axes(), tx, on)
+  first = jax.device_get(first)
   train_step = step.compile_train_step(model.loss, tx, config, 0, on, shardings)
 
   def run(batches, each=None):
-    at, _ = state.create(make, model.axes(), tx, on)
+    at = jax.device_put(first, shardings)
     rows = []
     for batch in batches:
       at, metrics = train_step(at, jax.device_put(batch, mesh_lib.batch_sharding(on)))

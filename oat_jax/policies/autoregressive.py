@@ -39,7 +39,6 @@ class Config:
   layers: int = 4  # L
   mlp_ratio: int = 4
   dropout: float = 0.1
-  label_smoothing: float = 0.0
   observation: observation_lib.Config = observation_lib.Config()
   dtype: str = "float32"
 
@@ -154,10 +153,9 @@ def make(config: Config, spec: BatchSpec, statistics: Any, tokenizer: Tokenizer 
   def loss(params, batch, key):
     """Mean cross-entropy over the tokens."""
     logits_BNV, tokens_BN = teacher_forced(params, batch, False, key)
-    labels_BNV = optax.smooth_labels(jax.nn.one_hot(tokens_BN, V), config.label_smoothing)
-    cross_entropy = optax.softmax_cross_entropy(logits_BNV, labels_BNV).mean()
+    cross_entropy_BN = optax.softmax_cross_entropy_with_integer_labels(logits_BNV, tokens_BN)
     accuracy_N = jnp.mean(jnp.argmax(logits_BNV, -1) == tokens_BN, axis=0)
-    return cross_entropy, {
+    return cross_entropy_BN.mean(), {
       "token_accuracy": accuracy_N.mean(),
       "first_token_accuracy": accuracy_N[0],
     }

@@ -20,6 +20,7 @@ from oat_jax.evaluate import report
 from oat_jax.study import evaluation
 from oat_jax.study import figures
 from oat_jax.train import config as train_config
+from oat_jax.train import inputs
 from oat_jax.train import loop
 from oat_jax.train import models
 
@@ -196,7 +197,7 @@ def reconstruction_errors(trained: models.Trained, windows: Any) -> dict[str, An
 def write_report(config: Config, out: pathlib.Path) -> dict[str, Any]:
   """Writes summary.json, report.md and the figures into `out`/report; returns the summary."""
   tokenizer = models.load(out / "tokenizer")
-  split = loop.load_data(tokenizer.config.data)
+  split = inputs.load(tokenizer.config.data)
   errors = reconstruction_errors(tokenizer, split.validation)
   curves = {name: read_metrics(out / name) for name in ("tokenizer", "policy", "regression")}
   results = {

@@ -59,19 +59,23 @@ def directory(workdir: str | os.PathLike) -> pathlib.Path:
   return pathlib.Path(workdir).absolute() / "checkpoints"
 
 
+def steps(workdir: str | os.PathLike) -> list[int]:
+  """Returns the steps that are whole on disk, ascending."""
+  return sorted(int(path.name) for path in directory(workdir).glob("*") if path.name.isdigit())
+
+
 def load_params(workdir: str | os.PathLike, step: int | None = None) -> tuple[int, Any]:
   """Returns (step, params) of a working directory as numpy arrays, whatever devices wrote them.
 
   Raises:
     FileNotFoundError: there is no checkpoint, or not of that step.
   """
-  root = directory(workdir)
-  steps = sorted(int(path.name) for path in root.glob("*") if path.name.isdigit())
-  if not steps:
+  saved = steps(workdir)
+  if not saved:
     raise FileNotFoundError(f"{workdir} holds no checkpoint; train it first")
-  if step is not None and step not in steps:
-    raise FileNotFoundError(f"{workdir} holds no checkpoint of step {step}; there are {steps}")
-  path = root / str(steps[-1] if step is None else step)
+  if step is not None and step not in saved:
+    raise FileNotFoundError(f"{workdir} holds no checkpoint of step {step}; there are {saved}")
+  path = directory(workdir) / str(saved[-1] if step is None else step)
   metadata = ocp.checkpointables_metadata(str(path)).metadata["params"]
   is_leaf = lambda x: hasattr(x, "shape") and hasattr(x, "dtype")
   like = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), metadata, is_leaf=is_leaf)

@@ -7,118 +7,31 @@ directory from which the same command goes on.
 
 from collections.abc import Callable, Iterator
 import contextlib
-import fcntl
-import json
 import os
 import pathlib
 import signal
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-from oat_jax.data import normalization
 from oat_jax.data import pipeline
-from oat_jax.data import rlds
-from oat_jax.data import windows as windows_lib
 from oat_jax.parallel import mesh as mesh_lib
 from oat_jax.train import checkpoint
 from oat_jax.train import config as config_lib
+from oat_jax.train import inputs
 from oat_jax.train import metrics as metrics_lib
 from oat_jax.train import models
 from oat_jax.train import optimizer as optimizer_lib
 from oat_jax.train import state as state_lib
 from oat_jax.train import step as step_lib
-
-# May differ between the run that began a working directory and the one that goes on with it.
-HARMLESS = (
-  "log_every",
-  "evaluate_every",
-  "evaluate_windows",
-  "save_every",
-  "keep",
-  "mesh",
-  "data/threads",
-)
+from oat_jax.train import workdir as workdir_lib
 
 
 class Interrupted(KeyboardInterrupt):
   """A signal ended the run early; its state is saved."""
-
-
-class Split(NamedTuple):
-  """The windows of a run, and the statistics of the training part."""
-
-  train: windows_lib.Windows
-  validation: windows_lib.Windows
-  statistics: dict[str, dict[str, np.ndarray]]
-  fingerprint: str
-
-
-def load_data(data: config_lib.Data) -> Split:
-  """Reads the dataset and cuts it, by episode and stratified by task, into training and validation
-  windows.
-  """
-  if not data.path:
-    raise ValueError("config.data.path is empty; pass --config.data.path=DIR, an RLDS dataset")
-  episodes = rlds.read(data.path, data.split, rlds.Fields(data.action, data.state, data.task))
-  train_E, validation_E = windows_lib.split_episodes(
-    episodes.tasks_E, data.validation_fraction, data.split_seed
-  )
-  make = lambda ids_E: windows_lib.Windows(
-    episodes, ids_E, data.observation_steps, data.action_horizon, data.action_dim
-  )
-  train = make(train_E)
-  statistics = {name: normalization.stack([values]) for name, values in train.statistics().items()}
-  if not len(validation_E):
-    raise ValueError("config.data.validation_fraction is 0; training needs held-out episodes")
-  return Split(train, make(validation_E), statistics, rlds.fingerprint(episodes))
-
-
-class WithColumns(NamedTuple):
-  """Windows with further arrays, one row a window, added to their batches."""
-
-  windows: Any
-  columns: dict[str, np.ndarray]
-
-  def __len__(self):
-    return len(self.windows)
-
-  def __call__(self, indices_B):
-    return self.windows(indices_B) | {name: rows[indices_B] for name, rows in self.columns.items()}
-
-
-class Subset(NamedTuple):
-  """At most so many of the windows, evenly spaced."""
-
-  windows: Any
-  indices: np.ndarray
-
-  def __len__(self):
-    return len(self.indices)
-
-  def __call__(self, indices_B):
-    return self.windows(self.indices[indices_B])
-
-
-def evenly(windows: Any, limit: int) -> Subset:
-  count = min(limit, len(windows))
-  return Subset(windows, np.linspace(0, len(windows) - 1, count).round().astype(np.int64))
-
-
-def prepared(
-  prepare: Callable[..., Any], params: Any, windows: Any, batch_size: int
-) -> WithColumns:
-  """Computes what is computed once a window (tokens of the frozen tokenizer) and adds it to the
-  batches.
-  """
-  rows: dict[str, list[np.ndarray]] = {}
-  for batch, valid_B in pipeline.epoch(windows, batch_size):
-    for name, values in prepare(params, batch).items():
-      rows.setdefault(name, []).append(np.asarray(values)[valid_B])
-  return WithColumns(windows, {name: np.concatenate(parts) for name, parts in rows.items()})
 
 
 def evaluate(
@@ -158,7 +71,7 @@ def train(config: config_lib.Config, workdir: str | os.PathLike) -> pathlib.Path
   """
   workdir = pathlib.Path(workdir)
   mesh = mesh_lib.make_mesh(config.mesh)
-  split = load_data(config.data)
+  split = inputs.load(config.data)
   spec = split.train.spec
   tokenizer = models.load_tokenizer(config.tokenizer) if config.tokenizer else None
   if tokenizer is not None:
@@ -166,17 +79,34 @@ def train(config: config_lib.Config, workdir: str | os.PathLike) -> pathlib.Path
   model = models.build(
     config, spec, split.statistics, None if tokenizer is None else tokenizer.tokenizer
   )
-  description = models.describe(config, spec, tokenizer)
-  with _claimed(workdir, description):
-    _run(config, workdir, mesh, split, model, tokenizer)
-  return workdir
-
-
-def _run(config, workdir, mesh, split, model, tokenizer) -> None:
+  _check_batch_size(config.batch_size, len(split.train), mesh)
   key = jax.random.key(config.seed)
   args = (key,) if tokenizer is None else (key, tokenizer.params)
   optimizer = optimizer_lib.make(config.optimizer, config.steps)
   state, shardings = state_lib.create(lambda: model.init(*args), model.axes(), optimizer, mesh)
+  if config.init_from and not checkpoint.steps(workdir):
+    state = _start_from(config.init_from, state)
+  # All that can be wrong with the configuration has been found by now; only now files are written.
+  with workdir_lib.claimed(workdir, models.describe(config, spec, tokenizer)):
+    _run(config, workdir, mesh, split, model, optimizer, state, shardings)
+  return workdir
+
+
+def _check_batch_size(batch_size: int, windows: int, mesh: jax.sharding.Mesh) -> None:
+  """Raises ValueError where a batch does not divide over the devices, or windows are too few."""
+  parts = mesh.shape["data"] * mesh.shape["fsdp"]
+  if batch_size % parts:
+    raise ValueError(
+      f"config.batch_size {batch_size} does not divide over the {parts} devices of the mesh's "
+      "data and fsdp axes"
+    )
+  if batch_size > windows:
+    raise ValueError(
+      f"config.batch_size is {batch_size}, but there are only {windows} windows to train on"
+    )
+
+
+def _run(config, workdir, mesh, split, model, optimizer, state, shardings) -> None:
   checkpointer = checkpoint.Checkpointer(workdir, config.keep)
   start = checkpointer.latest_step() or 0
   data = {"step": start, "seed": config.seed, "fingerprint": split.fingerprint}
@@ -188,21 +118,19 @@ def _run(config, workdir, mesh, split, model, tokenizer) -> None:
         f"{config.data.path} now has {split.fingerprint}"
       )
     print(f"resuming {workdir} at step {start}", flush=True)
-  elif config.init_from:
-    state = _start_from(config.init_from, state)
   if start >= config.steps:
     print(f"{workdir} is done: {start} steps", flush=True)
     checkpointer.close()
     return
 
   train_windows: Any = split.train
-  held_out: Any = evenly(split.validation, config.evaluate_windows)
+  held_out: Any = inputs.evenly(split.validation, config.evaluate_windows)
   rows = min(512, len(held_out))
   prepare = getattr(model, "prepare", None)
   if prepare is not None:
-    compiled_prepare, on_host = jax.jit(prepare), jax.device_get(state.params)
-    train_windows = prepared(compiled_prepare, on_host, train_windows, 1024)
-    held_out = prepared(compiled_prepare, on_host, held_out, 1024)
+    compiled_prepare, on_host = jax.jit(prepare), _to_host(state.params, mesh)
+    train_windows = inputs.prepared(compiled_prepare, on_host, train_windows, 1024)
+    held_out = inputs.prepared(compiled_prepare, on_host, held_out, 1024)
   batches = pipeline.make_pipeline(
     train_windows,
     batch_size=config.batch_size,
@@ -219,12 +147,16 @@ def _run(config, workdir, mesh, split, model, tokenizer) -> None:
   sharding = mesh_lib.batch_sharding(mesh)
   writer = metrics_lib.Writer(workdir, config.steps, start, active=jax.process_index() == 0)
   _describe_run(model, state, split, workdir)
+  metrics: dict[str, Any] = {}
   data_seconds, since = 0.0, time.monotonic()
   with _signals() as stopped:
     for step in range(start + 1, config.steps + 1):
       begin = time.monotonic()
       batch = _to_devices(next(batches), sharding)
-      data_seconds += time.monotonic() - begin
+      # Steps run behind the host: only data that comes after the step before it is done keeps the
+      # devices waiting.
+      if metrics and metrics["loss"].is_ready():
+        data_seconds += time.monotonic() - begin
       with jax.transfer_guard("disallow"):
         state, metrics = train_step(state, batch)
       stop = stopped(step)
@@ -234,18 +166,16 @@ def _run(config, workdir, mesh, split, model, tokenizer) -> None:
         now = time.monotonic()
         values["data_wait"] = data_seconds / max(now - since, 1e-9)
         data_seconds, since = 0.0, now
-        if not np.isfinite(values["loss"]):
-          raise FloatingPointError(
-            f"the loss is {values['loss']} at step {step}; lower config.optimizer.learning_rate"
-          )
+        _check_finite(values["loss"], step)
         writer.log(step, values, "train", ("loss", "grad_norm", "token_accuracy"))
       if step % config.evaluate_every == 0 or step == config.steps:
         begin = time.monotonic()
-        values = evaluate(compiled_evaluate, jax.device_get(state.ema_params), held_out, rows)
+        values = evaluate(compiled_evaluate, _to_host(state.ema_params, mesh), held_out, rows)
         writer.log(step, values, "validation", _shown(values))
         since += time.monotonic() - begin
       if step % config.save_every == 0 or last:
         begin = time.monotonic()
+        _check_finite(float(jax.device_get(metrics["loss"])), step)
         checkpointer.save(step, state, data | {"step": step})
         since += time.monotonic() - begin
       if stop and step < config.steps:
@@ -256,6 +186,21 @@ def _run(config, workdir, mesh, split, model, tokenizer) -> None:
         )
   checkpointer.close()
   writer.close()
+
+
+def _check_finite(loss: float, step: int) -> None:
+  """Ends the run before a broken state replaces a good checkpoint."""
+  if not np.isfinite(loss):
+    raise FloatingPointError(
+      f"the loss is {loss} at step {step}; lower config.optimizer.learning_rate"
+    )
+
+
+def _to_host(params: Any, mesh: jax.sharding.Mesh) -> Any:
+  """Returns whole arrays, also of parameters whose parts lie on other processes' devices."""
+  if jax.process_count() > 1:
+    params = jax.jit(lambda tree: tree, out_shardings=mesh_lib.replicated(mesh))(params)
+  return jax.device_get(params)
 
 
 def _to_devices(batch: Any, sharding: jax.sharding.NamedSharding) -> Any:
@@ -315,48 +260,6 @@ def _start_from(workdir: str, state: state_lib.TrainState) -> state_lib.TrainSta
   params = state.params | {"network": network}
   # Two copies: a donated step may not be given the same buffer twice.
   return state._replace(params=params, ema_params=jax.tree.map(lambda x: x.copy(), params))
-
-
-@contextlib.contextmanager
-def _claimed(workdir: pathlib.Path, description: dict[str, Any]) -> Iterator[None]:
-  """Holds the working directory for one run, after checking that it is this run's."""
-  path = workdir / "config.json"
-  if path.exists():
-    differences = _differences(models.read_description(workdir), description)
-    if differences:
-      raise ValueError(
-        f"{workdir} holds another run; take another directory, or the same configuration:\n  "
-        + "\n  ".join(differences)
-      )
-  elif workdir.exists() and any(workdir.iterdir()) and not (workdir / ".lock").exists():
-    raise ValueError(f"{workdir} is not empty and holds no run; take an empty or a new directory")
-  workdir.mkdir(parents=True, exist_ok=True)
-  if jax.process_index():
-    yield
-    return
-  with open(workdir / ".lock", "w") as lock:
-    try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-      raise ValueError(
-        f"{workdir} is in use by another process; wait for it, or take another directory"
-      ) from error
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(description, indent=2) + "\n")
-    temporary.replace(path)
-    yield
-
-
-def _differences(old: Any, new: Any, where: str = "") -> list[str]:
-  """Lists the keys, harmless ones left out, in which two descriptions differ."""
-  if isinstance(old, dict) and isinstance(new, dict):
-    out = []
-    for key in sorted(old.keys() | new.keys()):
-      out += _differences(old.get(key), new.get(key), f"{where}/{key}" if where else key)
-    return out
-  if old == new or where.removeprefix("config/") in HARMLESS:
-    return []
-  return [f"{where.replace('/', '.')}: {old!r} there, {new!r} now"]
 
 
 @contextlib.contextmanager

@@ -28,16 +28,12 @@ def main(meshes):
   for shape in meshes:
     mesh = mesh_lib.make_mesh(shape, jax.devices()[: int(np.prod(shape))])
     for name, (model, args) in models.items():
-      from oat_jax.train import optimizer
-      from oat_jax.train import state as state_lib
-
-      tx = optimizer.make(tiny.optimizer_config(), 30)
-      make = lambda model=model, args=args: model.init(jax.random.key(0), *args)
-      state, _ = state_lib.create(make, model.axes(), tx, mesh)
-      weights = state.params["network"]["to_actions" if name == "tokenizer" else "to_logits"]["w"]
-      _, rows = tiny.trainer(model, args, on=mesh)(batches)
+      run = tiny.trainer(model, args, on=mesh)
+      initial, _ = run([])
+      weights = initial.params["network"]["to_actions" if name == "tokenizer" else "to_logits"]["w"]
+      _, rows = run(batches)
       out[f"{name} {shape}"] = {
-        "initial": digest(state.params),
+        "initial": digest(initial.params),
         "losses": [row["loss"] for row in rows],
         "grad_norms": [row["grad_norm"] for row in rows],
         "parts": len({str(s.index) for s in weights.addressable_shards}),

@@ -5,9 +5,9 @@ import json
 import pytest
 import tiny
 
-MESHES = ([1, 1, 1], [8, 1, 1], [2, 2, 2], [1, 4, 2])
+MESHES = ([1, 1, 1], [8, 1, 1], [2, 2, 2])
 # Parts that a matrix (embed, vocabulary) or (embed, actions) is cut into.
-PARTS = {"tokenizer": (1, 1, 2, 4), "policy": (1, 1, 4, 8)}
+PARTS = {"tokenizer": (1, 1, 2), "policy": (1, 1, 4)}
 
 
 @pytest.fixture(scope="module")

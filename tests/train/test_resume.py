@@ -7,6 +7,7 @@ import pytest
 import tiny
 
 from oat_jax.train import checkpoint
+from oat_jax.train import inputs
 from oat_jax.train import loop
 from oat_jax.train import metrics
 from oat_jax.train import models
@@ -23,9 +24,9 @@ CHANGES = {
 
 def saved_state(config, workdir):
   """Every leaf of the newest checkpoint's state, and its data."""
-  split = loop.load_data(config.data)
+  split = inputs.load(config.data)
   tokenizer = models.load_tokenizer(config.tokenizer) if config.tokenizer else None
-  inner = None if tokenizer is None else tokenizer.model
+  inner = None if tokenizer is None else tokenizer.tokenizer
   model = models.build(config, split.train.spec, split.statistics, inner)
   args = () if tokenizer is None else (tokenizer.params,)
   tx = optimizer.make(config.optimizer, config.steps)
@@ -53,7 +54,6 @@ def stop_at(monkeypatch, step, number=signal.SIGTERM):
 def test_resumed_equals_never_stopped(kind, dataset, tokenizer_workdir, tmp_path, monkeypatch):
   changes = {"tokenizer": str(tokenizer_workdir)} if kind == "policy" else {}
   changes |= {"optimizer": {"schedule": "cosine"}} | CHANGES[kind]
-  # One threads' count for each, because the number of readers must not matter either.
   config = tiny.run_config(kind, dataset, **changes)
   loop.train(config, tmp_path / "whole")
   with monkeypatch.context() as patch:

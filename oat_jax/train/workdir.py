@@ -1,0 +1,65 @@
+"""A working directory belongs to one run: one process holds it, config.json names it."""
+
+from collections.abc import Iterator
+import contextlib
+import fcntl
+import json
+import pathlib
+from typing import Any
+
+import jax
+
+from oat_jax.train import models
+
+# May differ between the run that began a working directory and the one that goes on with it.
+HARMLESS = (
+  "log_every",
+  "evaluate_every",
+  "evaluate_windows",
+  "save_every",
+  "keep",
+  "mesh",
+  "data/threads",
+)
+
+
+@contextlib.contextmanager
+def claimed(workdir: pathlib.Path, description: dict[str, Any]) -> Iterator[None]:
+  """Holds the working directory for one run, after checking that it is this run's."""
+  path = workdir / "config.json"
+  if path.exists():
+    differences = _differences(models.read_description(workdir), description)
+    if differences:
+      raise ValueError(
+        f"{workdir} holds another run; take another directory, or the same configuration:\n  "
+        + "\n  ".join(differences)
+      )
+  elif workdir.exists() and any(workdir.iterdir()) and not (workdir / ".lock").exists():
+    raise ValueError(f"{workdir} is not empty and holds no run; take an empty or a new directory")
+  workdir.mkdir(parents=True, exist_ok=True)
+  if jax.process_index():
+    yield
+    return
+  with open(workdir / ".lock", "w") as lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+      raise ValueError(
+        f"{workdir} is in use by another process; wait for it, or take another directory"
+      ) from error
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(description, indent=2) + "\n")
+    temporary.replace(path)
+    yield
+
+
+def _differences(old: Any, new: Any, where: str = "") -> list[str]:
+  """Lists the keys, harmless ones left out, in which two descriptions differ."""
+  if isinstance(old, dict) and isinstance(new, dict):
+    out = []
+    for key in sorted(old.keys() | new.keys()):
+      out += _differences(old.get(key), new.get(key), f"{where}/{key}" if where else key)
+    return out
+  if old == new or where.removeprefix("config/") in HARMLESS:
+    return []
+  return [f"{where.replace('/', '.')}: {old!r} there, {new!r} now"]
