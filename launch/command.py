@@ -45,6 +45,15 @@ def run(main: Callable[..., Any], positional: str = "") -> None:
   app.run(guarded, flags_parser=_parse)
 
 
+def integers(flag: flags.FlagHolder[list[str]]) -> tuple[int, ...]:
+  """Returns the whole numbers of a list flag; ValueError, naming the flag, for anything else."""
+  try:
+    return tuple(int(text) for text in flag.value)
+  except ValueError as error:
+    given = ",".join(flag.value)
+    raise ValueError(f"--{flag.name}={given}: expected whole numbers, e.g. 1,2,4") from error
+
+
 def _parse(argv: list[str]) -> list[str]:
   """Parses the flags; --help exits with 0, and an error of a config file is no traceback."""
   try:

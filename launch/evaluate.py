@@ -21,7 +21,7 @@ _CEILING = flags.DEFINE_bool(
   "ceiling", False, "Encode and decode the scripted expert's own chunks."
 )
 _SEED = flags.DEFINE_integer(
-  "seed", None, "First goal seed; by default goals no demonstration used."
+  "seed", None, "First goal seed; 100000 by default. Choose anything on others, e.g. 50000."
 )
 _STEP = flags.DEFINE_integer("step", None, "Checkpoint step; the newest by default.")
 _TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "Of token sampling; 0 is greedy.")
@@ -39,8 +39,8 @@ def main() -> None:
   evaluation.evaluate(
     _WORKDIR.value,
     _SUITE.value,
-    num_tokens=tuple(int(K) for K in _NUM_TOKENS.value),
-    replans=tuple(int(R) for R in _REPLAN.value),
+    num_tokens=command.integers(_NUM_TOKENS),
+    replans=command.integers(_REPLAN),
     episodes=_EPISODES.value,
     ceiling=_CEILING.value,
     first_seed=_SEED.value,

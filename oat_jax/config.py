@@ -69,3 +69,15 @@ def choose(value: str, choices: Mapping[str, Any] | tuple[str, ...], where: str)
   """Raises ValueError unless `value` is one of the choices."""
   if value not in choices:
     raise ValueError(f"{where} is '{value}'; it must be one of: {', '.join(choices)}")
+
+
+def at_least(value: float, low: float, where: str) -> None:
+  """Raises ValueError unless value >= low."""
+  if not value >= low:
+    raise ValueError(f"{where} is {value}; it must be at least {low}")
+
+
+def between(value: float, low: float, high: float, where: str) -> None:
+  """Raises ValueError unless low <= value <= high."""
+  if not low <= value <= high:
+    raise ValueError(f"{where} is {value}; it must be in {low}..{high}")

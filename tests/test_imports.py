@@ -24,7 +24,7 @@ MAY_IMPORT = {
   "nn": {"batch"},
   "tokenizers": {"batch", "config", "nn", "data.normalization"},
   "perception": {"batch", "config", "nn", "data.normalization"},
-  "policies": MODELS,
+  "policies": MODELS | {"data.normalization"},
   "parallel": set(),
   "data": {"batch", "data.normalization"},
   "data.normalization": set(),
@@ -39,7 +39,7 @@ MAY_IMPORT = {
   "train.checkpoint": {"train.state"},
   "train.models": MODELS | {"train.config", "train.checkpoint"},
   "train.inputs": {"data", "data.normalization", "train.config"},
-  "train.workdir": {"train.models"},
+  "train.workdir": {"train.checkpoint", "train.models"},
   "train.loop": MODELS | TRAIN | LOOP | {"parallel", "data", "data.normalization"},
   "study": MODELS
   | TRAIN

@@ -105,3 +105,23 @@ def affine(statistics: Mapping[str, np.ndarray], mode: str) -> tuple[np.ndarray,
   constant = 2 * half_range <= _CONSTANT * np.maximum(1, np.abs(offset))
   scale = 1 / np.where(constant, 1, half_range)
   return offset.astype(np.float32), scale.astype(np.float32)
+
+
+def parameters(
+  statistics: Mapping[str, np.ndarray] | None, mode: str, of: str
+) -> dict[str, np.ndarray]:
+  """Returns what a model carries: `stack`'s statistics, and `offset` and `scale` of `affine`.
+
+  Args:
+    statistics: arrays (datasets, D); None where a model is loaded, not initialised.
+    mode: one of `MODES`.
+    of: what they are statistics of, for the error.
+
+  Raises:
+    ValueError: there are none.
+  """
+  if statistics is None:
+    raise ValueError(f"initialising a model needs the statistics of the training {of}")
+  offset, scale = affine(statistics, mode)
+  arrays = {name: np.asarray(value, np.float32) for name, value in statistics.items()}
+  return arrays | {"offset": offset, "scale": scale}

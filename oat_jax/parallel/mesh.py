@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 from jax.sharding import AxisType
-import numpy as np
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
@@ -30,19 +29,46 @@ def make_mesh(shape: tuple[int, ...], devices: Sequence[Any] | None = None) -> j
     )
   if -1 in sizes:
     known = math.prod(n for n in sizes if n != -1)
+    if len(devices) % known:
+      raise ValueError(
+        f"config.mesh {tuple(shape)} needs a multiple of {known} devices; there are {len(devices)}"
+      )
     sizes[sizes.index(-1)] = len(devices) // known
   if math.prod(sizes) != len(devices):
     raise ValueError(
-      f"config.mesh {tuple(shape)} needs {abs(math.prod(sizes))} devices; there are {len(devices)}"
+      f"config.mesh {tuple(shape)} needs {math.prod(sizes)} devices; there are {len(devices)}"
     )
   # Auto, because Linen's init fails under Explicit axes, jax.make_mesh's default.
   types = (AxisType.Auto,) * len(AXES)
-  return jax.make_mesh(tuple(sizes), AXES, axis_types=types, devices=np.asarray(devices).tolist())
+  return jax.make_mesh(tuple(sizes), AXES, axis_types=types, devices=list(devices))
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
   """Rows of a batch over the data and fsdp axes."""
   return jax.NamedSharding(mesh, jax.P(BATCH_AXES))
+
+
+def process_rows(mesh: jax.sharding.Mesh, batch_size: int) -> tuple[int, int]:
+  """Returns (start, stop) of the rows of a global batch that lie on this process's devices.
+
+  Processes that a tensor axis joins hold the same rows.
+
+  Raises:
+    ValueError: the batch does not divide over the data and fsdp axes, or this process's rows do not
+      lie together.
+  """
+  parts = mesh.shape["data"] * mesh.shape["fsdp"]
+  if batch_size % parts:
+    raise ValueError(
+      f"config.batch_size {batch_size} does not divide over the {parts} devices of the mesh's "
+      "data and fsdp axes"
+    )
+  slices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+  spans = sorted({index[0].indices(batch_size)[:2] for index in slices if index is not None})
+  start, stop = spans[0][0], spans[-1][1]
+  if sum(b - a for a, b in spans) != stop - start or batch_size % (stop - start):
+    raise ValueError(f"the mesh gives this process rows {spans} of a batch; they must lie together")
+  return start, stop
 
 
 def replicated(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:

@@ -12,10 +12,8 @@ from typing import Any
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from oat_jax.batch import BatchSpec
-from oat_jax.data import normalization
 from oat_jax.nn import initializers
 from oat_jax.nn import linear
 
@@ -30,15 +28,6 @@ class Config:
   )
   # Standard deviation of the noise added to normalised states in training.
   noise: float = 0.0
-
-
-def init_statistics(statistics: Mapping[str, np.ndarray] | None, config: Config) -> dict[str, Any]:
-  """Returns the part of the policy's parameters that `normalize` reads: each (datasets, S)."""
-  if statistics is None:
-    raise ValueError("a policy's init needs the statistics of the training states")
-  offset, scale = normalization.affine(statistics, config.normalization)
-  arrays = {name: np.asarray(value, np.float32) for name, value in statistics.items()}
-  return jax.tree.map(jnp.asarray, arrays | {"offset": offset, "scale": scale})
 
 
 def normalize(

@@ -16,6 +16,7 @@ import optax
 
 from oat_jax import config as config_lib
 from oat_jax.batch import BatchSpec
+from oat_jax.data import normalization
 from oat_jax.nn import initializers
 from oat_jax.nn import linear
 from oat_jax.nn import partitioning
@@ -44,6 +45,9 @@ class Config:
 
   def __post_init__(self):
     config_lib.choose(self.dtype, ("float32", "bfloat16"), "config.model.dtype")
+    for name in ("width", "head_width", "layers", "mlp_ratio"):
+      config_lib.at_least(getattr(self, name), 1, f"config.model.{name}")
+    config_lib.between(self.dropout, 0, 0.99, "config.model.dropout")
     if self.width % self.head_width:
       raise ValueError(
         f"config.model.width {self.width} is no multiple of head_width {self.head_width}"
@@ -120,8 +124,10 @@ def make(config: Config, spec: BatchSpec, statistics: Any, tokenizer: Tokenizer 
   def init(key, tokenizer_params):
     return {
       "network": partitioning.init(network, key, *sample_input),
-      "statistics": observation_lib.init_statistics(
-        None if statistics is None else statistics["state"], config.observation
+      "statistics": normalization.parameters(
+        None if statistics is None else statistics["state"],
+        config.observation.normalization,
+        "states",
       ),
       "tokenizer": tokenizer_params,
     }
@@ -169,16 +175,12 @@ def make(config: Config, spec: BatchSpec, statistics: Any, tokenizer: Tokenizer 
     logits_BNV, tokens_BN = teacher_forced(params, batch, True)
     cross_entropy_BN = optax.softmax_cross_entropy_with_integer_labels(logits_BNV, tokens_BN)
     _, info = act(params, batch, jax.random.key(0), N, Sampling())
-    statistics = params["tokenizer"]["statistics"]
-    target_BCA = tokenizer_lib.normalize(statistics, batch["actions"], batch["dataset"])
-    mask_BCA = batch["action_mask"][..., None] & batch["action_dim_mask"][:, None]
+    inner = params["tokenizer"]
 
     def error(num_tokens):
-      actions_BCA = tokenizer.decode(
-        params["tokenizer"], info["tokens_BN"], num_tokens, batch["dataset"]
-      )
-      x_BCA = tokenizer_lib.normalize(statistics, actions_BCA, batch["dataset"])
-      return jnp.sum(jnp.square(x_BCA - target_BCA) * mask_BCA, (1, 2)) / jnp.sum(mask_BCA, (1, 2))
+      actions_BCA = tokenizer.decode(inner, info["tokens_BN"], num_tokens, batch["dataset"])
+      x_BCA = tokenizer_lib.normalize(inner["statistics"], actions_BCA, batch["dataset"])
+      return tokenizer_lib.chunk_mse(inner["statistics"], batch, x_BCA)
 
     return {
       "cross_entropy": cross_entropy_BN,

@@ -15,6 +15,8 @@ def sample(logits_BV: jax.Array, key: jax.Array, sampling: Sampling) -> jax.Arra
   """Draws one int32 token a row."""
   if sampling.temperature < 0 or sampling.top_k < 0:
     raise ValueError(f"{sampling}: temperature and top_k must not be negative")
+  if sampling.top_k and not sampling.temperature:
+    raise ValueError(f"{sampling}: top_k needs a temperature above 0; temperature 0 is greedy")
   if sampling.temperature == 0:
     return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
   if sampling.top_k:

@@ -8,7 +8,9 @@ from typing import Any
 from flax import linen as nn
 import jax.numpy as jnp
 
+from oat_jax import config as config_lib
 from oat_jax.batch import BatchSpec
+from oat_jax.data import normalization
 from oat_jax.nn import linear
 from oat_jax.nn import partitioning
 from oat_jax.perception import observation as observation_lib
@@ -21,9 +23,13 @@ from oat_jax.tokenizers.tokenizer import Tokenizer
 @dataclasses.dataclass(frozen=True)
 class Config:
   hidden: int = 512
-  layers: int = 2
+  layers: int = 2  # after the observation encoder's own
   normalization: str = "min_max"
   observation: observation_lib.Config = observation_lib.Config()
+
+  def __post_init__(self):
+    config_lib.at_least(self.hidden, 1, "config.model.hidden")
+    config_lib.at_least(self.layers, 0, "config.model.layers")
 
 
 class Network(nn.Module):
@@ -48,7 +54,8 @@ def make(config: Config, spec: BatchSpec, statistics: Any, tokenizer: Tokenizer 
   """Returns the regression policy; it has no tokens, so `num_tokens` and `sampling` change
   nothing.
   """
-  del tokenizer
+  if tokenizer is not None:
+    raise ValueError("config.tokenizer is set, but the model 'regression' uses none")
   network = Network(config, spec)
   T = spec.observation_steps
   sample_input = (
@@ -58,13 +65,12 @@ def make(config: Config, spec: BatchSpec, statistics: Any, tokenizer: Tokenizer 
   )
 
   def init(key):
-    statistics_of = lambda name: None if statistics is None else statistics[name]
+    of = lambda name: None if statistics is None else statistics[name]
+    mode = config.observation.normalization
     return {
       "network": partitioning.init(network, key, *sample_input),
-      "statistics": observation_lib.init_statistics(statistics_of("state"), config.observation),
-      "action_statistics": tokenizer_lib.init_statistics(
-        statistics_of("actions"), config.normalization
-      ),
+      "statistics": normalization.parameters(of("state"), mode, "states"),
+      "action_statistics": normalization.parameters(of("actions"), config.normalization, "actions"),
     }
 
   def axes():
@@ -76,22 +82,19 @@ def make(config: Config, spec: BatchSpec, statistics: Any, tokenizer: Tokenizer 
     rngs = None if key is None else {"dropout": key}
     return network.apply({"params": params["network"]}, *inputs, rngs=rngs)
 
-  def squared_error(params, batch, predicted_BCA):
-    statistics = params["action_statistics"]
-    target_BCA = tokenizer_lib.normalize(statistics, batch["actions"], batch["dataset"])
-    mask_BCA = batch["action_mask"][..., None] & batch["action_dim_mask"][:, None]
-    return jnp.square(predicted_BCA - target_BCA) * mask_BCA, mask_BCA
-
   def loss(params, batch, key):
     """Masked mean squared error of normalised actions."""
-    error_BCA, mask_BCA = squared_error(params, batch, predict(params, batch, False, key))
-    mse = jnp.sum(error_BCA) / jnp.sum(mask_BCA)
+    statistics = params["action_statistics"]
+    target_BCA = tokenizer_lib.normalize(statistics, batch["actions"], batch["dataset"])
+    mask_BCA = tokenizer_lib.valid(batch)
+    error_BCA = predict(params, batch, False, key) - target_BCA
+    mse = jnp.sum(jnp.square(error_BCA) * mask_BCA) / jnp.sum(mask_BCA)
     return mse, {"mse": mse}
 
   def evaluate(params, batch):
     """`chunk_mse` (B,): squared error of normalised actions over valid steps."""
-    error_BCA, mask_BCA = squared_error(params, batch, predict(params, batch, True))
-    return {"chunk_mse": jnp.sum(error_BCA, (1, 2)) / jnp.sum(mask_BCA, (1, 2))}
+    statistics = params["action_statistics"]
+    return {"chunk_mse": tokenizer_lib.chunk_mse(statistics, batch, predict(params, batch, True))}
 
   def act(params, batch, key, num_tokens=None, sampling=Sampling()):
     del key, sampling

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from importlib import metadata
+import itertools
+import json
 import pathlib
 import platform
 from typing import Any
@@ -19,27 +21,27 @@ from oat_jax.policies.policy import Sampling
 from oat_jax.tokenizers import tokenizer as tokenizer_lib
 from oat_jax.train import models
 
-# Demonstrations use seeds from 0 on. Reported goals and goals for choosing anything are never the
-# same ones.
+# Demonstrations use seeds from 0 on. What is chosen by success is chosen on goals that are not
+# reported, e.g. with --seed=50000.
 REPORTED_SEED = 100_000
-CHOOSING_SEED = 50_000
 
 
 class PolicyActor:
   """A trained policy as a callable over simulator states; one compiled program for every K."""
 
   def __init__(self, trained: models.Trained, sampling: Sampling = Sampling(), seed: int = 0):
-    if not isinstance(trained.model, Policy):
+    policy = trained.model
+    if not isinstance(policy, Policy):
       raise ValueError(f"the working directory holds a {trained.config.kind}; a policy's is needed")
     self.trained, self.spec = trained, trained.spec
     self.max_tokens = trained.model.max_tokens
     self.has_tokens = trained.tokenizer is not None
     self._params = jax.device_put(trained.params)
-    self._key, self._calls = jax.random.key(seed), 0
+    self._key = jax.random.key(seed)
 
     def act(params, batch, key, call, num_tokens):
       key = jax.random.fold_in(key, call)
-      return trained.model.act(params, batch, key, num_tokens, sampling)[0]
+      return policy.act(params, batch, key, num_tokens, sampling)[0]
 
     self._act = jax.jit(act)
 
@@ -72,18 +74,20 @@ class PolicyActor:
       "dataset": np.zeros(len(tasks), np.int32),
     }
 
-  def __call__(self, batch: dict[str, Any], num_tokens: int) -> np.ndarray:
-    """Returns chunks (B, C, A) decoded from the first `num_tokens` tokens; waits for them."""
+  def __call__(self, batch: dict[str, Any], num_tokens: int, call: int = 0) -> np.ndarray:
+    """Returns chunks (B, C, A) decoded from the first `num_tokens` tokens; waits for them.
+
+    Another `call` draws other tokens, where sampling is random.
+    """
     if self.has_tokens:
       tokenizer_lib.check_num_tokens(num_tokens, self.max_tokens)
-    self._calls += 1
     budget = np.int32(num_tokens) if self.has_tokens else None
-    return np.asarray(self._act(self._params, batch, self._key, np.uint32(self._calls), budget))
+    return np.asarray(self._act(self._params, batch, self._key, np.uint32(call), budget))
 
   def driver(self, tasks: Sequence[str], num_tokens: int) -> rollout.Act:
-    """Returns what `rollout.run` calls, for episodes of these tasks."""
-    self._calls = 0
-    return lambda state, active_B: self(self.batch(state, tasks), num_tokens)
+    """Returns what `rollout.run` calls, for episodes of these tasks; every K has equal draws."""
+    calls = itertools.count()
+    return lambda state, active_B: self(self.batch(state, tasks), num_tokens, next(calls))
 
 
 def ceiling_driver(env: Any, trained: models.Trained, num_tokens: int) -> rollout.Act:
@@ -93,10 +97,7 @@ def ceiling_driver(env: Any, trained: models.Trained, num_tokens: int) -> rollou
   At every replanning the scripted expert is rolled out noise-free from the saved simulator state.
   """
   tokenizer, params = trained.tokenizer, trained.params
-  if tokenizer is None:
-    raise ValueError(
-      "a ceiling needs a tokenizer; the working directory holds a policy without one"
-    )
+  assert tokenizer is not None, "checked by `evaluate`"
   params = params if trained.config.kind == "tokenizer" else params["tokenizer"]
 
   def act(state, active_B):
@@ -142,7 +143,6 @@ def evaluate(
   max_steps: int | None = None,
   processes: int | None = None,
   out: str | None = None,
-  env: vector.VectorEnv | None = None,
 ) -> dict[str, Any]:
   """Evaluates a policy, or with `ceiling` a tokenizer and the expert, and writes evaluation.json
   and .md.
@@ -158,7 +158,6 @@ def evaluate(
     max_steps: control steps of an episode; the suite's by default.
     processes: of the simulator.
     out: the report's directory; `workdir`/report by default.
-    env: simulator processes to use and keep; made for this call by default.
 
   Returns:
     the content of evaluation.json.
@@ -185,6 +184,7 @@ def evaluate(
       f"{suite_name} takes {suite.action_dim}"
     )
   first_seed = REPORTED_SEED if first_seed is None else first_seed
+  _check_goals_unused(trained.config.data.path, suite_name, first_seed, episodes)
   pairs = rollout.assignments(suite.tasks, episodes, first_seed)
   tasks = [task for task, _ in pairs]
   sampling = Sampling(temperature, top_k)
@@ -198,28 +198,25 @@ def evaluate(
     "sampling": sampling._asdict(),
     "versions": versions(),
   }
+  actor = None
+  if not ceiling:
+    actor = PolicyActor(trained, sampling)
+    facts["act_ms"] = act_latency_ms(actor, budgets)
+  elif tokenizer is None:
+    raise ValueError(f"a ceiling needs a tokenizer; {workdir} holds a policy without one")
   rows: list[rollout.Episode] = []
-  own = env is None
-  if env is None:
-    env = vector.VectorEnv(
-      suite_name, processes, observation_steps=trained.spec.observation_steps, max_steps=max_steps
-    )
-  try:
-    if ceiling:
-      method, drivers = "ceiling", {K: ceiling_driver(env, trained, K) for K in budgets}
-    else:
-      actor = PolicyActor(trained, sampling)
-      method = trained.config.model["name"]
-      facts["act_ms"] = act_latency_ms(actor, budgets)
-      drivers = {K: actor.driver(tasks, K) for K in budgets}
+  with vector.VectorEnv(
+    suite_name, processes, observation_steps=trained.spec.observation_steps, max_steps=max_steps
+  ) as env:
     for R in replans:
-      if ceiling:
+      if actor is None:
         rows += rollout.run(env, expert_driver(env, R), pairs, replan=R, method="expert")
-      for K, act in drivers.items():
+      for K in budgets:
+        if actor is None:
+          method, act = "ceiling", ceiling_driver(env, trained, K)
+        else:
+          method, act = trained.config.model["name"], actor.driver(tasks, K)
         rows += rollout.run(env, act, pairs, replan=R, method=method, num_tokens=K)
-  finally:
-    if own:
-      env.close()
   out = str(pathlib.Path(workdir) / "report") if out is None else out
   summary = report.write(out, rows, facts)
   for name, by_replan in summary.items():
@@ -227,6 +224,23 @@ def evaluate(
       print(f"\n{name}, {R} steps executed of each chunk\n{report.table(rates)}", flush=True)
   print(f"\nwrote {out}/evaluation.json and evaluation.md", flush=True)
   return {"facts": facts, "success": summary, "episodes": [row._asdict() for row in rows]}
+
+
+def _check_goals_unused(data_path: str, suite_name: str, first_seed: int, episodes: int) -> None:
+  """Raises ValueError where goals were demonstrated, for datasets that launch/collect.py wrote."""
+  path = pathlib.Path(data_path) / "collection.json"
+  if not path.exists():
+    return
+  collection = json.loads(path.read_text())
+  if collection["request"]["suite"] != suite_name:
+    return
+  begin = collection["request"]["seed"]
+  end = begin + max(total["attempts"] for total in collection["totals"].values())
+  if first_seed < end and begin < first_seed + episodes:
+    raise ValueError(
+      f"goals of seeds {first_seed}..{first_seed + episodes - 1} were demonstrated in {data_path} "
+      f"(seeds {begin}..{end - 1}); pass another --seed"
+    )
 
 
 def versions() -> dict[str, str]:

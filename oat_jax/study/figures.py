@@ -68,6 +68,7 @@ def reconstruction(path: pathlib.Path, mse: Mapping[str, float]) -> None:
 def anytime(path: pathlib.Path, summary: Mapping[str, Any]) -> None:
   """Success and milliseconds by K: what a policy that may stop early trades."""
   figure, axis = plt.subplots(figsize=(5.6, 3.6))
+  horizon = summary["action_horizon"]
   by_replan = {str(summary["replan"]): summary["success"], **summary["success_other_replan"]}
   for i, (R, rates) in enumerate(sorted(by_replan.items(), key=lambda item: int(item[0]))):
     overall = rates["overall"]
@@ -77,9 +78,9 @@ def anytime(path: pathlib.Path, summary: Mapping[str, Any]) -> None:
     )
     axis.errorbar(
         np.asarray(budgets) + 0.08 * i, rate, (rate - low, high - rate), fmt="o-", capsize=3,
-        color=COARSE_TO_FINE(0.55 + 0.4 * i), label=f"success, {R} of 32 steps executed",
+        color=COARSE_TO_FINE(0.55 + 0.4 * i), label=f"success, {R} of {horizon} steps executed",
     )  # fmt: skip
-  floor = 100 * summary["regression_success"]["overall"]["rate"]
+  floor = 100 * next(iter(summary["regression_success"]["overall"].values()))["rate"]
   axis.axhline(
     floor, color="gray", ls=":", lw=1.2, label=f"regression MLP, {summary['replan']} steps"
   )

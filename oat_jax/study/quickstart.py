@@ -2,13 +2,13 @@
 and reused when done.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import dataclasses
 import json
 import os
 import pathlib
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -17,14 +17,26 @@ from oat_jax import config as config_lib
 from oat_jax.data import pipeline
 from oat_jax.envs import collect
 from oat_jax.evaluate import report
+from oat_jax.evaluate import rollout
 from oat_jax.study import evaluation
 from oat_jax.study import figures
+from oat_jax.train import checkpoint
 from oat_jax.train import config as train_config
 from oat_jax.train import inputs
 from oat_jax.train import loop
 from oat_jax.train import models
 
 STAGES = ("collect", "tokenizer", "policy", "regression", "evaluate", "report")
+RUNS = ("tokenizer", "policy", "regression")  # stages that train, each in a directory of its name
+# The runs that must be whole before a stage.
+NEEDS = {
+  "collect": (),
+  "tokenizer": (),
+  "policy": ("tokenizer",),
+  "regression": (),
+  "evaluate": RUNS,
+  "report": RUNS,
+}
 
 WHAT_IT_IS = (
   "Full state observed, scripted experts, MetaWorld v3: not comparable with the 24.4 % that the "
@@ -107,27 +119,48 @@ def run(
   for number, stage in enumerate(STAGES, 1):
     if stage in stages:
       print(f"\n== {number}/{len(STAGES)} {stage}", flush=True)
-      with _Clock(out, stage):
+      for name in NEEDS[stage]:
+        _check_done(getattr(config, name), out / name)
+      with _Clock(out, stage, _is_done(config, out, stage)):
         actions[stage]()
   return out / "report"
 
 
-class _Clock:
-  """Adds a stage's wall seconds to `seconds.json`, over interruptions and repeated calls."""
+def _is_done(config: Config, out: pathlib.Path, stage: str) -> bool:
+  """Whether calling the stage now only finds that there is nothing to do."""
+  if stage == "collect":
+    return (out / "data" / "dataset_info.json").exists()
+  if stage == "evaluate":
+    return not any(_pending(config, out))
+  return stage in RUNS and checkpoint.steps(out / stage)[-1:] == [getattr(config, stage).steps]
 
-  def __init__(self, out: pathlib.Path, stage: str):
-    self._path, self._stage = out / "seconds.json", stage
+
+def _check_done(run: train_config.Config, workdir: pathlib.Path) -> None:
+  """Raises ValueError where a stage would take a half-trained run for a whole one."""
+  step = max(checkpoint.steps(workdir), default=0)
+  if step != run.steps:
+    raise ValueError(
+      f"{workdir} is at step {step} of {run.steps}; run the stage '{workdir.name}' to its end first"
+    )
+
+
+class _Clock:
+  """Adds a stage's wall seconds to `seconds.json`, over interruptions; made anew it counts anew."""
+
+  def __init__(self, out: pathlib.Path, stage: str, done: bool):
+    self._out, self._stage, self._done = out, stage, done
+    self._again = stage not in RUNS or (out / stage).exists()
 
   def __enter__(self):
     self._begin = time.monotonic()
 
   def __exit__(self, *_):
-    if not self._path.parent.exists():  # the stage failed before it wrote anything
+    if self._done or not self._out.exists():  # or the stage failed before it wrote anything
       return
-    seconds = read_seconds(self._path.parent)
-    spent = time.monotonic() - self._begin
-    seconds[self._stage] = round(seconds.get(self._stage, 0.0) + spent, 1)
-    report.write_text(self._path, json.dumps(seconds, indent=2) + "\n")
+    seconds = read_seconds(self._out)
+    before = seconds.get(self._stage, 0.0) if self._again and self._stage != "report" else 0.0
+    seconds[self._stage] = round(before + time.monotonic() - self._begin, 1)
+    report.write_text(self._out / "seconds.json", json.dumps(seconds, indent=2) + "\n")
 
 
 def read_seconds(out: pathlib.Path) -> dict[str, float]:
@@ -135,38 +168,43 @@ def read_seconds(out: pathlib.Path) -> dict[str, float]:
   return json.loads(path.read_text()) if path.exists() else {}
 
 
-def _evaluate(config: Config, out: pathlib.Path) -> None:
-  """Evaluates policy and regression on the same goals, and the tokenizer's ceiling; done ones are
-  kept.
-  """
+class _Plan(NamedTuple):
+  """One call of `evaluation.evaluate`, and what must be the same for its result to be kept."""
+
+  name: str
+  workdir: pathlib.Path
+  target: pathlib.Path
+  settings: dict[str, Any]
+  request: dict[str, Any]
+
+
+def _pending(config: Config, out: pathlib.Path) -> Iterator[_Plan]:
+  """Yields the evaluations that are not there yet, or are of other parameters or settings."""
   e = config.evaluate
   plans = {
     "policy": {"replans": e.replans, "num_tokens": e.num_tokens},
     "regression": {"replans": e.replans},
     "ceiling": {"replans": (e.headline_replan,), "num_tokens": e.num_tokens, "ceiling": True},
   }
-  for name, plan in plans.items():
+  for name, settings in plans.items():
     workdir = out / ("tokenizer" if name == "ceiling" else name)
     target = out / "evaluation" / name
+    settings = settings | {"episodes": e.episodes, "max_steps": e.max_steps}
     request = {
-      "plan": train_config.plain(plan),
-      "episodes": e.episodes,
-      "max_steps": e.max_steps,
-      "step": models.load(workdir).step,
+      "suite": config.suite,
+      "settings": train_config.plain(settings),
+      "model": models.digest(models.load(workdir)),
     }
     marker = target / "request.json"
-    if marker.exists() and json.loads(marker.read_text()) == request:
-      print(f"{name}: evaluated already", flush=True)
-      continue
-    evaluation.evaluate(
-      str(workdir),
-      config.suite,
-      episodes=e.episodes,
-      max_steps=e.max_steps,
-      out=str(target),
-      **plan,
-    )
-    report.write_text(marker, json.dumps(request, indent=2) + "\n")
+    if not marker.exists() or json.loads(marker.read_text()) != request:
+      yield _Plan(name, workdir, target, settings, request)
+
+
+def _evaluate(config: Config, out: pathlib.Path) -> None:
+  """Evaluates policy and regression on the same goals, and the tokenizer's ceiling."""
+  for plan in _pending(config, out):
+    evaluation.evaluate(str(plan.workdir), config.suite, out=str(plan.target), **plan.settings)
+    report.write_text(plan.target / "request.json", json.dumps(plan.request, indent=2) + "\n")
 
 
 def reconstruction_errors(trained: models.Trained, windows: Any) -> dict[str, Any]:
@@ -195,7 +233,21 @@ def reconstruction_errors(trained: models.Trained, windows: Any) -> dict[str, An
 
 
 def write_report(config: Config, out: pathlib.Path) -> dict[str, Any]:
-  """Writes summary.json, report.md and the figures into `out`/report; returns the summary."""
+  """Writes summary.json, report.md and the figures into `out`/report; returns the summary.
+
+  A rate is {"rate", "k", "n", "low", "high"}, with a Wilson interval. In the summary `success`,
+  `regression_success` (the same value for every K, as it has no tokens) and `ceiling_by_task` are
+  {"overall" or task: {K: rate}}, for the headline R; the `..._other_replan` are {R: the same};
+  `ceiling` is {K: rate} overall, and `expert_success` one rate. `reconstruction_mse` is {K: error},
+  `act_ms` {K: {"p50", "p95"}}; `seconds_total` is the sum of `seconds` by stage.
+
+  Raises:
+    FileNotFoundError, ValueError: a stage before it is not done.
+  """
+  begin = time.monotonic()
+  pending = [plan.name for plan in _pending(config, out)]
+  if pending:
+    raise ValueError(f"{out}: {', '.join(pending)} not evaluated; run the stage 'evaluate' first")
   tokenizer = models.load(out / "tokenizer")
   split = inputs.load(tokenizer.config.data)
   errors = reconstruction_errors(tokenizer, split.validation)
@@ -207,29 +259,32 @@ def write_report(config: Config, out: pathlib.Path) -> dict[str, Any]:
   R = str(config.evaluate.headline_replan)
   by_replan = results["policy"]["success"][config.policy.model["name"]]
   floor = results["regression"]["success"]["regression"]
-  without_k = lambda rates: {task: by_k["0"] for task, by_k in rates.items()}
+  for_each_k = lambda rates: {
+    task: {str(K): by_k["0"] for K in budgets} for task, by_k in rates.items()
+  }
   accuracy = last_row(curves["policy"], "validation/token_accuracy")
-  rows = [evaluation.rollout.Episode(**row) for row in results["policy"]["episodes"]]
+  rows = [rollout.Episode(**row) for row in results["policy"]["episodes"]]
   headline = [row for row in rows if row.replan == config.evaluate.headline_replan]
   budgets = sorted(config.evaluate.num_tokens)
-  seconds = read_seconds(out)
+  ceiling = results["ceiling"]["success"]
   summary = {
     "what": WHAT_IT_IS,
-    "seconds_total": round(sum(seconds.values()), 1),
-    "seconds": seconds,
-    "expert_success": without_k(results["ceiling"]["success"]["expert"][R]),
+    "suite": config.suite,
+    "action_horizon": tokenizer.spec.action_horizon,
+    "expert_success": ceiling["expert"][R]["overall"]["0"],
     "reconstruction_mse": errors["mse"],
     "reconstruction_rises": errors["rises"],
     "reconstruction_last_less_half": errors["last_less_half"],
-    "ceiling": results["ceiling"]["success"]["ceiling"][R],
+    "ceiling": ceiling["ceiling"][R]["overall"],
+    "ceiling_by_task": ceiling["ceiling"][R],
     "code_usage": int(last_row(curves["tokenizer"], "validation/distinct_tokens")[""]),
     "token_accuracy": accuracy,
     "replan": int(R),
     "success": by_replan[R],
     "success_other_replan": {r: rates for r, rates in by_replan.items() if r != R},
     "success_most_less_fewest_tokens": report.paired_difference(headline, budgets[-1], budgets[0]),
-    "regression_success": without_k(floor[R]),
-    "regression_success_other_replan": {r: without_k(x) for r, x in floor.items() if r != R},
+    "regression_success": for_each_k(floor[R]),
+    "regression_success_other_replan": {r: for_each_k(x) for r, x in floor.items() if r != R},
     "act_ms": results["policy"]["facts"]["act_ms"],
     "versions": evaluation.versions(),
   }
@@ -239,6 +294,8 @@ def write_report(config: Config, out: pathlib.Path) -> dict[str, Any]:
   figures.reconstruction(target / "reconstruction.png", errors["mse"])
   figures.anytime(target / "anytime.png", summary)
   figures.training(target / "training.png", curves)
+  seconds = read_seconds(out) | {"report": round(time.monotonic() - begin, 1)}
+  summary |= {"seconds_total": round(sum(seconds.values()), 1), "seconds": seconds}
   report.write_text(target / "summary.json", json.dumps(summary, indent=2) + "\n")
   report.write_text(target / "report.md", _markdown(summary))
   success = summary["success"]["overall"][str(budgets[-1])]
@@ -267,45 +324,48 @@ def last_row(rows: list[dict[str, float]], prefix: str) -> dict[str, float]:
 
 
 def _markdown(summary: Mapping[str, Any]) -> str:
-  R = summary["replan"]
+  R, C = summary["replan"], summary["action_horizon"]
   difference = summary["success_most_less_fewest_tokens"]
   half = summary["reconstruction_last_less_half"]
   mse = summary["reconstruction_mse"]
   floors = {str(R): summary["regression_success"], **summary["regression_success_other_replan"]}
+  latency = summary["act_ms"]
   lines = [
-    "# Quickstart: ordered action tokens in MetaWorld MT4",
+    f"# Ordered action tokens in {summary['suite']}",
     "",
     summary["what"],
     "",
     f"Total {summary['seconds_total'] / 60:.0f} minutes. Success rates have 95 % Wilson intervals; "
     "goals of seeds that no demonstration used.",
     "",
-    f"## Success by tokens generated ({R} of 32 steps executed)",
+    f"## Success by tokens generated ({R} of {C} steps executed)",
     "",
     report.table(summary["success"]),
     "",
     f"Most less fewest tokens, paired by goal: {report.points(difference)}.",
     "",
+    *_row(
+      "tokens K", "milliseconds per chunk, p50", {K: f"{x['p50']:.2f}" for K, x in latency.items()}
+    ),
+    "",
     "![anytime curve](anytime.png)",
     "",
   ]
   for other, rates in summary["success_other_replan"].items():
-    lines += [f"### {other} of 32 steps executed", "", report.table(rates), ""]
+    lines += [f"### {other} of {C} steps executed", "", report.table(rates), ""]
   lines += ["## The floor: regression of the chunk with an MLP", ""]
   lines.append(report.table(_by_first(floors), first="steps executed"))
   lines += [
     "",
     "## The ceiling: the expert's own chunks, encoded and decoded",
     "",
-    f"The expert itself: {report.percent(summary['expert_success']['overall'])}.",
+    f"The expert itself: {report.percent(summary['expert_success'])}.",
     "",
-    report.table(summary["ceiling"]),
+    report.table(summary["ceiling_by_task"]),
     "",
     "## The tokenizer",
     "",
-    "| tokens K | " + " | ".join(mse) + " |",
-    "|---" * (len(mse) + 1) + "|",
-    "| held-out MSE | " + " | ".join(f"{value:.4f}" for value in mse.values()) + " |",
+    *_row("tokens K", "held-out MSE", {K: f"{value:.4f}" for K, value in mse.items()}),
     "",
     f"All tokens less half of them, paired by episode: {half['mean']:+.4f} "
     f"(95 %: {half['low']:+.4f} to {half['high']:+.4f}). "
@@ -319,11 +379,25 @@ def _markdown(summary: Mapping[str, Any]) -> str:
     "",
     "![training curves](training.png)",
     "",
+    "Versions: "
+    + ", ".join(f"{name} {value}" for name, value in summary["versions"].items())
+    + ".",
+    "",
   ]
   return "\n".join(lines)
 
 
+def _row(first: str, name: str, values: Mapping[str, str]) -> list[str]:
+  """A Markdown table of one row."""
+  return [
+    f"| {first} | " + " | ".join(values) + " |",
+    "|---" * (len(values) + 1) + "|",
+    f"| {name} | " + " | ".join(values.values()) + " |",
+  ]
+
+
 def _by_first(floors: Mapping[str, Any]) -> dict[str, Any]:
-  """{R: {task: rate}} -> {task: {R: rate}}, the form that `report.table` prints."""
+  """{R: {task: {K: rate}}} of a method without tokens -> {task: {R: rate}}, for `report.table`."""
   tasks = next(iter(floors.values()))
-  return {task: {R: rates[task] for R, rates in floors.items()} for task in tasks}
+  one = lambda by_k: next(iter(by_k.values()))
+  return {task: {R: one(rates[task]) for R, rates in floors.items()} for task in tasks}

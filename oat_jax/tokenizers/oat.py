@@ -17,6 +17,7 @@ import numpy as np
 
 from oat_jax import config as config_lib
 from oat_jax.batch import BatchSpec
+from oat_jax.data import normalization
 from oat_jax.nn import initializers
 from oat_jax.nn import linear
 from oat_jax.nn import partitioning
@@ -56,6 +57,15 @@ class Config:
   def __post_init__(self):
     config_lib.choose(self.nested_dropout, NESTED_DROPOUT, "config.model.nested_dropout")
     config_lib.choose(self.dtype, ("float32", "bfloat16"), "config.model.dtype")
+    counts = ("num_tokens", "width", "head_width", "encoder_layers", "decoder_layers")
+    for name in (*counts, "mlp_ratio", "patch"):
+      config_lib.at_least(getattr(self, name), 1, f"config.model.{name}")
+    config_lib.between(self.dropout, 0, 0.99, "config.model.dropout")
+    config_lib.at_least(self.cumulative_weight, 0, "config.model.cumulative_weight")
+    if self.cumulative_weight and not self.cumulative_dims:
+      raise ValueError(
+        "config.model.cumulative_weight is set, but cumulative_dims names no dimension"
+      )
     if self.width % self.head_width:
       raise ValueError(
         f"config.model.width {self.width} is no multiple of head_width {self.head_width}"
@@ -173,7 +183,7 @@ def make(config: Config, spec: BatchSpec, statistics: tokenizer_lib.Statistics |
   def init(key):
     return {
       "network": partitioning.init(network, key, *sample),
-      "statistics": tokenizer_lib.init_statistics(statistics, config.normalization),
+      "statistics": normalization.parameters(statistics, config.normalization, "actions"),
     }
 
   def axes():
@@ -213,7 +223,7 @@ def make(config: Config, spec: BatchSpec, statistics: tokenizer_lib.Statistics |
       deterministic=config.dropout == 0,
       rngs={"dropout": key_dropout},
     )
-    mask_BCA = batch["action_mask"][..., None] & batch["action_dim_mask"][:, None]
+    mask_BCA = tokenizer_lib.valid(batch)
     error_BCA = jnp.where(mask_BCA, predicted_BCA - target_BCA, 0)
     mse = jnp.sum(jnp.square(error_BCA)) / jnp.sum(mask_BCA)
     aux = {"mse": mse}
@@ -232,7 +242,6 @@ def make(config: Config, spec: BatchSpec, statistics: tokenizer_lib.Statistics |
     `tokens` (B, N).
     """
     target_BCA = tokenizer_lib.normalize(params["statistics"], batch["actions"], batch["dataset"])
-    mask_BCA = batch["action_mask"][..., None] & batch["action_dim_mask"][:, None]
     codes_BNL = fsq.quantize(
       apply(params, target_BCA, batch["action_mask"], method="encode"), config.levels
     )
@@ -240,7 +249,7 @@ def make(config: Config, spec: BatchSpec, statistics: tokenizer_lib.Statistics |
     def error(num_tokens):
       num_tokens_B = jnp.full(codes_BNL.shape[:1], num_tokens)
       x_BCA = apply(params, codes_BNL, num_tokens_B, method="decode")
-      return jnp.sum(jnp.square(x_BCA - target_BCA) * mask_BCA, (1, 2)) / jnp.sum(mask_BCA, (1, 2))
+      return tokenizer_lib.chunk_mse(params["statistics"], batch, x_BCA)
 
     return {
       "mse": jax.lax.map(error, jnp.arange(1, N + 1)).T,

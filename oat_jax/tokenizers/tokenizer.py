@@ -16,7 +16,6 @@ import numpy as np
 
 from oat_jax import config as config_lib
 from oat_jax.batch import BatchSpec
-from oat_jax.data import normalization
 
 Params = Any
 Statistics = Mapping[str, np.ndarray]  # min, max, mean, std, q01, q99: each (datasets, A)
@@ -82,17 +81,6 @@ def make(
   )
 
 
-def init_statistics(statistics: Statistics | None, normalization_mode: str) -> dict[str, jax.Array]:
-  """Returns the part of a tokenizer's parameters that `normalize` and `denormalize` read; each
-  (datasets, A).
-  """
-  if statistics is None:
-    raise ValueError("a tokenizer's init needs the statistics of the training actions")
-  offset, scale = normalization.affine(statistics, normalization_mode)
-  arrays = {name: np.asarray(value, np.float32) for name, value in statistics.items()}
-  return jax.tree.map(jnp.asarray, arrays | {"offset": offset, "scale": scale})
-
-
 def normalize(
   statistics: Mapping[str, jax.Array], x_BCA: jax.Array, dataset_B: jax.Array | None
 ) -> jax.Array:
@@ -108,6 +96,20 @@ def denormalize(
   return jnp.clip(x_BCA / row("scale") + row("offset"), row("min"), row("max"))
 
 
+def chunk_mse(
+  statistics: Mapping[str, jax.Array], batch: Mapping[str, Any], x_BCA: jax.Array
+) -> jax.Array:
+  """Returns (B,): mean squared error of normalised actions over what is not padding."""
+  target_BCA = normalize(statistics, batch["actions"], batch["dataset"])
+  mask_BCA = valid(batch)
+  return jnp.sum(jnp.square(x_BCA - target_BCA) * mask_BCA, (1, 2)) / jnp.sum(mask_BCA, (1, 2))
+
+
+def valid(batch: Mapping[str, Any]) -> jax.Array:
+  """Returns bool (B, C, A), false on padded steps and dimensions."""
+  return batch["action_mask"][..., None] & batch["action_dim_mask"][:, None]
+
+
 def _row(statistics: Mapping[str, jax.Array], name: str, dataset_B: jax.Array | None) -> jax.Array:
   rows = statistics[name][:1] if dataset_B is None else statistics[name][dataset_B]
   return rows[:, None, :]
@@ -119,6 +121,14 @@ def _checked(tokenizer: Tokenizer) -> Tokenizer:
   """
   spec, N, V = tokenizer.spec, tokenizer.max_tokens, tokenizer.vocab_size
   jit_encode, jit_decode = jax.jit(tokenizer.encode), jax.jit(tokenizer.decode)
+
+  def check_dataset(dataset):
+    if dataset is None and spec.num_datasets > 1:
+      raise ValueError(f"there are {spec.num_datasets} datasets: say whose statistics hold")
+    if dataset is not None and _concrete(dataset):
+      ids_B = np.asarray(dataset)
+      if ((ids_B < 0) | (ids_B >= spec.num_datasets)).any():
+        raise ValueError(f"dataset {ids_B.tolist()} is outside 0..{spec.num_datasets - 1}")
 
   def encode(params, actions_BCA, action_mask=None, dataset=None):
     shape = tuple(jnp.shape(actions_BCA))
@@ -132,6 +142,7 @@ def _checked(tokenizer: Tokenizer) -> Tokenizer:
         raise ValueError(
           f"encode: actions hold NaN or infinity at [row, step, dimension] {bad[0].tolist()}"
         )
+    check_dataset(dataset)
     return jit_encode(params, actions_BCA, action_mask, dataset)
 
   def decode(params, tokens_BN, num_tokens=None, dataset=None):
@@ -150,6 +161,7 @@ def _checked(tokenizer: Tokenizer) -> Tokenizer:
           f"decode: token {used[tuple(bad[0])]} at [row, position] {bad[0].tolist()} is outside "
           f"0..{V - 1}"
         )
+    check_dataset(dataset)
     return jit_decode(params, tokens_BN, num_tokens, dataset)
 
   return tokenizer._replace(encode=encode, decode=decode)

@@ -28,6 +28,12 @@ class Data:
   split_seed: int = 0
   threads: int = 1
 
+  def __post_init__(self):
+    for name in ("split_seed", "threads"):
+      config_lib.at_least(getattr(self, name), 0, f"config.data.{name}")
+    for name in ("observation_steps", "action_horizon"):
+      config_lib.at_least(getattr(self, name), 1, f"config.data.{name}")
+
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
@@ -47,10 +53,13 @@ class Optimizer:
 
   def __post_init__(self):
     config_lib.choose(self.schedule, SCHEDULES, "config.optimizer.schedule")
-    if self.learning_rate <= 0:
-      raise ValueError(
-        f"config.optimizer.learning_rate is {self.learning_rate}; it must be above 0"
-      )
+    for name in ("learning_rate", "clip"):
+      if not getattr(self, name) > 0:
+        raise ValueError(f"config.optimizer.{name} is {getattr(self, name)}; it must be above 0")
+    for name in ("b1", "b2", "ema_max"):
+      config_lib.between(getattr(self, name), 0, 1, f"config.optimizer.{name}")
+    for name in ("warmup_steps", "weight_decay"):
+      config_lib.at_least(getattr(self, name), 0, f"config.optimizer.{name}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,16 +84,27 @@ class Config:
 
   def __post_init__(self):
     config_lib.choose(self.kind, KINDS, "config.kind")
-    for name in ("steps", "batch_size", "log_every", "evaluate_every", "save_every", "keep"):
-      if getattr(self, name) < 1:
-        raise ValueError(f"config.{name} is {getattr(self, name)}; it must be at least 1")
+    counts = (
+      "steps",
+      "batch_size",
+      "log_every",
+      "evaluate_every",
+      "evaluate_windows",
+      "save_every",
+    )
+    for name in (*counts, "keep"):
+      config_lib.at_least(getattr(self, name), 1, f"config.{name}")
+    config_lib.at_least(self.seed, 0, "config.seed")
+    if self.kind == "tokenizer" and self.tokenizer:
+      raise ValueError("config.tokenizer is set, but this run trains a tokenizer itself")
 
 
 def freeze(values: Mapping[str, Any]) -> Config:
   """Returns the checked configuration; ValueError names the key that does not exist or does not
   fit.
   """
-  return config_lib.freeze(Config, values)
+  config = config_lib.freeze(Config, values)
+  return dataclasses.replace(config, model=plain(config.model))
 
 
 def to_json(config: Config) -> dict[str, Any]:

@@ -28,11 +28,17 @@ def load(data: config_lib.Data) -> Split:
   if not data.path:
     raise ValueError("config.data.path is empty; pass --config.data.path=DIR, an RLDS dataset")
   episodes = rlds.read(data.path, data.split, rlds.Fields(data.action, data.state, data.task))
+  width = episodes.actions_LA.shape[1]
+  if data.action_dim not in (None, width):
+    raise ValueError(
+      f"config.data.action_dim is {data.action_dim}; the actions in {data.path} have {width} "
+      "dimensions"
+    )
   train_E, validation_E = windows_lib.split_episodes(
     episodes.tasks_E, data.validation_fraction, data.split_seed
   )
   make = lambda ids_E: windows_lib.Windows(
-    episodes, ids_E, data.observation_steps, data.action_horizon, data.action_dim
+    episodes, ids_E, data.observation_steps, data.action_horizon
   )
   train = make(train_E)
   statistics = {name: normalization.stack([values]) for name, values in train.statistics().items()}

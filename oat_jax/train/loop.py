@@ -5,7 +5,7 @@ crosses from device to host. A signal (SIGTERM, Ctrl-C) ends the step at hand, s
 directory from which the same command goes on.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import os
 import pathlib
@@ -17,6 +17,7 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
+from oat_jax import batch as batch_lib
 from oat_jax.data import pipeline
 from oat_jax.parallel import mesh as mesh_lib
 from oat_jax.train import checkpoint
@@ -79,7 +80,13 @@ def train(config: config_lib.Config, workdir: str | os.PathLike) -> pathlib.Path
   model = models.build(
     config, spec, split.statistics, None if tokenizer is None else tokenizer.tokenizer
   )
-  _check_batch_size(config.batch_size, len(split.train), mesh)
+  if config.batch_size > len(split.train):
+    raise ValueError(
+      f"config.batch_size is {config.batch_size}, but there are only {len(split.train)} windows to "
+      "train on"
+    )
+  mesh_lib.process_rows(mesh, config.batch_size)
+  batch_lib.check(split.train(np.arange(min(8, len(split.train)))), spec)
   key = jax.random.key(config.seed)
   args = (key,) if tokenizer is None else (key, tokenizer.params)
   optimizer = optimizer_lib.make(config.optimizer, config.steps)
@@ -87,23 +94,10 @@ def train(config: config_lib.Config, workdir: str | os.PathLike) -> pathlib.Path
   if config.init_from and not checkpoint.steps(workdir):
     state = _start_from(config.init_from, state)
   # All that can be wrong with the configuration has been found by now; only now files are written.
-  with workdir_lib.claimed(workdir, models.describe(config, spec, tokenizer)):
+  description = models.describe(config, spec, tokenizer, split.fingerprint)
+  with workdir_lib.claimed(workdir, description):
     _run(config, workdir, mesh, split, model, optimizer, state, shardings)
   return workdir
-
-
-def _check_batch_size(batch_size: int, windows: int, mesh: jax.sharding.Mesh) -> None:
-  """Raises ValueError where a batch does not divide over the devices, or windows are too few."""
-  parts = mesh.shape["data"] * mesh.shape["fsdp"]
-  if batch_size % parts:
-    raise ValueError(
-      f"config.batch_size {batch_size} does not divide over the {parts} devices of the mesh's "
-      "data and fsdp axes"
-    )
-  if batch_size > windows:
-    raise ValueError(
-      f"config.batch_size is {batch_size}, but there are only {windows} windows to train on"
-    )
 
 
 def _run(config, workdir, mesh, split, model, optimizer, state, shardings) -> None:
@@ -111,33 +105,32 @@ def _run(config, workdir, mesh, split, model, optimizer, state, shardings) -> No
   start = checkpointer.latest_step() or 0
   data = {"step": start, "seed": config.seed, "fingerprint": split.fingerprint}
   if start:
-    state, saved = checkpointer.restore(start, state)
-    if saved["fingerprint"] != split.fingerprint:
-      raise ValueError(
-        f"{workdir} was trained on a dataset with fingerprint {saved['fingerprint']}; "
-        f"{config.data.path} now has {split.fingerprint}"
-      )
+    state, _ = checkpointer.restore(start, state)
     print(f"resuming {workdir} at step {start}", flush=True)
   if start >= config.steps:
     print(f"{workdir} is done: {start} steps", flush=True)
     checkpointer.close()
     return
 
+  # Whole arrays, also of parameters whose parts lie on other processes' devices.
+  gather = jax.jit(lambda tree: tree, out_shardings=mesh_lib.replicated(mesh))
+  to_host = lambda tree: jax.device_get(gather(tree))
   train_windows: Any = split.train
   held_out: Any = inputs.evenly(split.validation, config.evaluate_windows)
   rows = min(512, len(held_out))
   prepare = getattr(model, "prepare", None)
   if prepare is not None:
-    compiled_prepare, on_host = jax.jit(prepare), _to_host(state.params, mesh)
+    compiled_prepare, on_host = jax.jit(prepare), to_host(state.params)
     train_windows = inputs.prepared(compiled_prepare, on_host, train_windows, 1024)
     held_out = inputs.prepared(compiled_prepare, on_host, held_out, 1024)
+  first, stop = mesh_lib.process_rows(mesh, config.batch_size)
   batches = pipeline.make_pipeline(
     train_windows,
     batch_size=config.batch_size,
     seed=config.seed,
     start_step=start,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
+    process_index=first // (stop - first),
+    process_count=config.batch_size // (stop - first),
     threads=config.data.threads,
   )
   train_step = step_lib.compile_train_step(
@@ -152,33 +145,33 @@ def _run(config, workdir, mesh, split, model, optimizer, state, shardings) -> No
   with _signals() as stopped:
     for step in range(start + 1, config.steps + 1):
       begin = time.monotonic()
-      batch = _to_devices(next(batches), sharding)
+      batch = _to_devices(next(batches), sharding, config.batch_size)
       # Steps run behind the host: only data that comes after the step before it is done keeps the
       # devices waiting.
       if metrics and metrics["loss"].is_ready():
         data_seconds += time.monotonic() - begin
       with jax.transfer_guard("disallow"):
         state, metrics = train_step(state, batch)
-      stop = stopped(step)
-      last = step == config.steps or stop
+      stopping = stopped(step)
+      last = step == config.steps or stopping
       if step % config.log_every == 0 or last:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         now = time.monotonic()
         values["data_wait"] = data_seconds / max(now - since, 1e-9)
         data_seconds, since = 0.0, now
-        _check_finite(values["loss"], step)
+        _check_finite(values, step)
         writer.log(step, values, "train", ("loss", "grad_norm", "token_accuracy"))
       if step % config.evaluate_every == 0 or step == config.steps:
         begin = time.monotonic()
-        values = evaluate(compiled_evaluate, _to_host(state.ema_params, mesh), held_out, rows)
+        values = evaluate(compiled_evaluate, to_host(state.ema_params), held_out, rows)
         writer.log(step, values, "validation", _shown(values))
         since += time.monotonic() - begin
       if step % config.save_every == 0 or last:
         begin = time.monotonic()
-        _check_finite(float(jax.device_get(metrics["loss"])), step)
+        _check_finite(jax.device_get(metrics), step)
         checkpointer.save(step, state, data | {"step": step})
         since += time.monotonic() - begin
-      if stop and step < config.steps:
+      if stopping and step < config.steps:
         checkpointer.close()
         writer.close()
         raise Interrupted(
@@ -188,23 +181,20 @@ def _run(config, workdir, mesh, split, model, optimizer, state, shardings) -> No
   writer.close()
 
 
-def _check_finite(loss: float, step: int) -> None:
+def _check_finite(metrics: Mapping[str, Any], step: int) -> None:
   """Ends the run before a broken state replaces a good checkpoint."""
-  if not np.isfinite(loss):
-    raise FloatingPointError(
-      f"the loss is {loss} at step {step}; lower config.optimizer.learning_rate"
-    )
+  for name in ("loss", "grad_norm"):
+    if not np.isfinite(metrics[name]):
+      raise FloatingPointError(
+        f"{name} is {metrics[name]} at step {step}; lower config.optimizer.learning_rate"
+      )
 
 
-def _to_host(params: Any, mesh: jax.sharding.Mesh) -> Any:
-  """Returns whole arrays, also of parameters whose parts lie on other processes' devices."""
-  if jax.process_count() > 1:
-    params = jax.jit(lambda tree: tree, out_shardings=mesh_lib.replicated(mesh))(params)
-  return jax.device_get(params)
-
-
-def _to_devices(batch: Any, sharding: jax.sharding.NamedSharding) -> Any:
-  return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+def _to_devices(batch: Any, sharding: jax.sharding.NamedSharding, batch_size: int) -> Any:
+  """Places this process's rows of a batch whose global size is said, not guessed."""
+  return jax.tree.map(
+    lambda x: jax.make_array_from_process_local_data(sharding, x, (batch_size, *x.shape[1:])), batch
+  )
 
 
 def _shown(values: dict[str, float]) -> tuple[str, ...]:
@@ -272,11 +262,12 @@ def _signals() -> Iterator[Callable[[int], bool]]:
     if received:  # a second signal does not wait
       raise KeyboardInterrupt
     received.append(number)
+    if jax.process_count() > 1:  # tell the service that lets all processes stop at the same step
+      os.kill(os.getpid(), signal.SIGTERM)
 
   previous = {}
   with contextlib.suppress(ValueError):  # not in the main thread: the caller handles signals
-    # Under jax.distributed SIGTERM belongs to its preemption service, which lets all processes stop
-    # at the same step.
+    # Under jax.distributed SIGTERM belongs to its preemption service.
     numbers = [signal.SIGINT] + ([signal.SIGTERM] if jax.process_count() == 1 else [])
     previous = {number: signal.signal(number, handle) for number in numbers}
 

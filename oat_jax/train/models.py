@@ -4,11 +4,13 @@ about.
 
 from collections.abc import Mapping
 import dataclasses
+import hashlib
 import json
 import os
 import pathlib
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from oat_jax import policies
@@ -43,17 +45,34 @@ class Trained(NamedTuple):
   step: int
 
 
+def digest(trained: Trained) -> str:
+  """Returns 16 hex digits that stand for a model's configuration and all bits of its parameters."""
+  sha = hashlib.sha256(json.dumps(config_lib.to_json(trained.config), sort_keys=True).encode())
+  for path, leaf in jax.tree_util.tree_leaves_with_path(trained.params):
+    sha.update(jax.tree_util.keystr(path).encode() + np.ascontiguousarray(leaf).tobytes())
+  return sha.hexdigest()[:16]
+
+
 def describe(
-  config: config_lib.Config, spec: BatchSpec, tokenizer: Trained | None
+  config: config_lib.Config, spec: BatchSpec, tokenizer: Trained | None, fingerprint: str
 ) -> dict[str, Any]:
-  """Returns the content of `config.json`, from which `load` rebuilds the model."""
+  """Returns the content of `config.json`, from which `load` rebuilds the model.
+
+  Args:
+    config: of the run.
+    spec: of its batches.
+    tokenizer: of a policy over tokens.
+    fingerprint: of the dataset.
+  """
   return {
       "format_version": FORMAT_VERSION,
       "config": config_lib.to_json(config),
       "spec": config_lib.plain(dataclasses.asdict(spec)),
+      "dataset_fingerprint": fingerprint,
       "tokenizer": None if tokenizer is None else {
           "model": config_lib.plain(tokenizer.config.model),
           "spec": config_lib.plain(dataclasses.asdict(tokenizer.spec)),
+          "digest": digest(tokenizer),
       },
   }  # fmt: skip
 

@@ -31,7 +31,6 @@ def create(
   axes: Any,
   optimizer: optax.GradientTransformation,
   mesh: jax.sharding.Mesh,
-  rules=sharding.RULES,
 ) -> tuple[TrainState, TrainState]:
   """Returns (state, shardings).
 
@@ -40,7 +39,6 @@ def create(
     axes: logical axis names of the trained parameters, as `Tokenizer.axes()` gives them.
     optimizer: makes the optimiser's state.
     mesh: where the state lives.
-    rules: logical axis -> mesh axes.
   """
 
   def make():
@@ -49,6 +47,6 @@ def create(
     return TrainState(jnp.zeros((), jnp.int32), params, average, optimizer.init(params))
 
   abstract = jax.eval_shape(make)
-  params = sharding.param_shardings(axes, abstract.params, mesh, rules)
+  params = sharding.param_shardings(axes, abstract.params, mesh)
   shardings = sharding.state_shardings(abstract, abstract.params, params, mesh)
   return jax.jit(make, out_shardings=shardings)(), shardings

@@ -9,25 +9,36 @@ from typing import Any
 
 import jax
 
+from oat_jax.train import checkpoint
 from oat_jax.train import models
 
 # May differ between the run that began a working directory and the one that goes on with it.
+# Paths may: fingerprint and digest say whether dataset and tokenizer are the same.
 HARMLESS = (
-  "log_every",
-  "evaluate_every",
-  "evaluate_windows",
-  "save_every",
-  "keep",
-  "mesh",
-  "data/threads",
+  "config/log_every",
+  "config/evaluate_every",
+  "config/evaluate_windows",
+  "config/save_every",
+  "config/keep",
+  "config/mesh",
+  "config/tokenizer",
+  "config/data/path",
+  "config/data/threads",
 )
 
 
 @contextlib.contextmanager
 def claimed(workdir: pathlib.Path, description: dict[str, Any]) -> Iterator[None]:
-  """Holds the working directory for one run, after checking that it is this run's."""
+  """Holds the working directory for one run, after checking that it is this run's.
+
+  A directory belongs to the run that saved its first checkpoint; what failed before that may be
+  corrected in place.
+
+  Raises:
+    ValueError: the directory holds another run or other files, or is in use.
+  """
   path = workdir / "config.json"
-  if path.exists():
+  if checkpoint.steps(workdir):
     differences = _differences(models.read_description(workdir), description)
     if differences:
       raise ValueError(
@@ -60,6 +71,6 @@ def _differences(old: Any, new: Any, where: str = "") -> list[str]:
     for key in sorted(old.keys() | new.keys()):
       out += _differences(old.get(key), new.get(key), f"{where}/{key}" if where else key)
     return out
-  if old == new or where.removeprefix("config/") in HARMLESS:
+  if old == new or where in HARMLESS:
     return []
   return [f"{where.replace('/', '.')}: {old!r} there, {new!r} now"]

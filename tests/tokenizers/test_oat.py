@@ -11,7 +11,7 @@ from oat_jax.tokenizers import fsq
 from oat_jax.tokenizers import oat
 
 N, V = 8, 1000
-SPEC = tiny.spec(num_datasets=2)
+SPEC = tiny.spec()
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +88,12 @@ def test_every_latent_sees_every_action_and_no_masked_step(patch):
     assert (influence_BNBC[b, :, b, :valid] > 0).all()
     assert not influence_BNBC[b, :, b, valid:].any()
     assert not influence_BNBC[b, :, 1 - b].any()
+  # Nor is a position looked at that holds hidden steps only.
+  valid = -(-3 // patch)
+  by_position = jax.jit(jax.grad(lambda x_PD: net.apply(
+    {"params": variables["params"] | {"encoder_positions": x_PD}}, chunk(), mask_BC, method="encode"
+  )[1].sum()))(variables["params"]["encoder_positions"])  # fmt: skip
+  assert np.any(by_position[:valid], -1).all() and not np.any(by_position[valid:])
   rubbish = np.where(mask_BC[..., None], chunk(), np.nan)
   np.testing.assert_array_equal(encode(rubbish), encode(chunk()))
 
@@ -153,7 +159,9 @@ def test_one_compiled_program_serves_every_prefix(tokenizer, params):
       np.testing.assert_allclose(tokenizer.decode(params, tokens_BN, K), chunks[K - 1], atol=1e-6)
 
 
-def test_each_dataset_of_a_mixture_has_its_own_units(tokenizer, params):
+def test_each_dataset_of_a_mixture_has_its_own_units():
+  tokenizer = tiny.tokenizer(tiny.spec(num_datasets=2))
+  params = tiny.init(tokenizer)
   rows = {name: np.asarray(params["statistics"][name])[:, None] for name in ("offset", "scale")}
   tokens_BN = np.random.default_rng(0).integers(0, V, (1, N)).repeat(2, 0)
   x_BCA = np.asarray(tokenizer.decode(params, tokens_BN, N, np.array([0, 1])))
@@ -168,7 +176,7 @@ def test_each_dataset_of_a_mixture_has_its_own_units(tokenizer, params):
   same_BCA = rows["offset"][first_B] + units_BCA / rows["scale"][first_B]
   tokens_BN = np.asarray(tokenizer.encode(params, same_BCA, None, first_B))
   np.testing.assert_array_equal(tokens_BN[:16], tokens_BN[16:])
-  alike_BN = np.asarray(tokenizer.encode(params, same_BCA))  # all by the first one's statistics
+  alike_BN = np.asarray(tokenizer.encode(params, same_BCA, None, 0 * first_B))
   np.testing.assert_array_equal(tokens_BN[:16], alike_BN[:16])
   assert not np.array_equal(tokens_BN[16:], alike_BN[16:])
 

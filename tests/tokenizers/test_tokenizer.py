@@ -58,7 +58,7 @@ def test_decode_is_total_even_where_the_boundary_cannot_look(tokenizer, params):
   decode = jax.jit(tokenizer.decode)  # traced: no Python error can help
   tokens_BN = np.array([[-(2**31), -1, 1000, 2**31 - 1, 0, 999, 5, 7]], np.int32)
   for K in (-3, 0, 1, 8, 9, 2**31 - 1):
-    chunk_BCA = np.asarray(decode(params, tokens_BN, K))
+    chunk_BCA = np.asarray(decode(params, tokens_BN, K, np.zeros(1, int)))
     assert np.isfinite(chunk_BCA).all()
     assert (chunk_BCA >= params["statistics"]["min"][0]).all()
     assert (chunk_BCA <= params["statistics"]["max"][0]).all()
@@ -66,8 +66,9 @@ def test_decode_is_total_even_where_the_boundary_cannot_look(tokenizer, params):
 
 def test_num_tokens_none_is_all(tokenizer, params):
   tokens_BN = np.arange(16).reshape(2, N)
-  everything = tokenizer.decode(params, tokens_BN, N)
-  np.testing.assert_array_equal(tokenizer.decode(params, tokens_BN), everything)
+  everything = tokenizer.decode(params, tokens_BN, N, np.array([0, 1]))
+  got = tokenizer.decode(params, tokens_BN, dataset=np.array([0, 1]))
+  np.testing.assert_array_equal(got, everything)
 
 
 @pytest.mark.parametrize(
@@ -90,9 +91,8 @@ def test_nan_on_padding_is_no_error_and_has_no_influence(tokenizer, params):
   actions_BCA = batch()["actions"]
   mask_BC = np.arange(C) < np.array([1, 3, 5, 8])[:, None]
   rubbish_BCA = np.where(mask_BC[..., None], actions_BCA, np.nan)
-  np.testing.assert_array_equal(
-    tokenizer.encode(params, rubbish_BCA, mask_BC), tokenizer.encode(params, actions_BCA, mask_BC)
-  )
+  encode = lambda x_BCA: tokenizer.encode(params, x_BCA, mask_BC, batch()["dataset"])
+  np.testing.assert_array_equal(encode(rubbish_BCA), encode(actions_BCA))
 
 
 @pytest.mark.parametrize(
@@ -111,6 +111,21 @@ def test_nan_on_padding_is_no_error_and_has_no_influence(tokenizer, params):
 def test_bad_tokens_are_errors(tokenizer, params, tokens, K, message):
   with pytest.raises(ValueError, match=message):
     tokenizer.decode(params, tokens, K)
+
+
+@pytest.mark.parametrize(
+  ("dataset", "message"),
+  [
+    (None, "there are 2 datasets"),
+    (np.array([0, 2]), r"dataset \[0, 2\] is outside 0..1"),
+    (np.array([-1, 0]), r"dataset \[-1, 0\] is outside 0..1"),
+  ],
+)
+def test_a_dataset_that_is_none_of_the_mixture_s_is_an_error(tokenizer, params, dataset, message):
+  with pytest.raises(ValueError, match=message):
+    tokenizer.encode(params, np.zeros((2, C, A)), None, dataset)
+  with pytest.raises(ValueError, match=message):
+    tokenizer.decode(params, np.zeros((2, N), int), N, dataset)
 
 
 def test_bad_configurations_are_errors():

@@ -116,10 +116,10 @@ def test_harmless_settings_may_change_between_calls(dataset, tmp_path):
 def test_init_from_takes_what_fits_and_lists_the_rest(dataset, tokenizer_workdir, tmp_path, capsys):
   rate = {"learning_rate": 1e-30, "weight_decay": 0.0}  # so that a step changes nothing
   settings = {"steps": 1, "optimizer": rate, "seed": 5}
-  wider = {"data": {"action_dim": 4}} | settings
-  loop.train(tiny.run_config("tokenizer", dataset, **wider), tmp_path / "fresh")
+  wide = tiny.write_dataset(tmp_path / "wide", action_dim=4)
+  loop.train(tiny.run_config("tokenizer", wide, **settings), tmp_path / "fresh")
   capsys.readouterr()
-  started = tiny.run_config("tokenizer", dataset, init_from=str(tokenizer_workdir), **wider)
+  started = tiny.run_config("tokenizer", wide, init_from=str(tokenizer_workdir), **settings)
   loop.train(started, tmp_path / "started")
   printed = capsys.readouterr().out
 
@@ -140,9 +140,9 @@ def test_init_from_takes_what_fits_and_lists_the_rest(dataset, tokenizer_workdir
   assert f"{len(got) - 3} of {len(got)} arrays start from {tokenizer_workdir}" in printed
   assert "embed_actions/w [10, 32] ([8, 32] there)" in printed
   assert "to_actions/b [8] ([6] there)" in printed and "to_actions/w" in printed
-  # Statistics are the new data's own: the fourth dimension is padding.
+  # Statistics are the new data's own.
   statistics = checkpoint.load_params(tmp_path / "started")[1]["statistics"]
-  assert statistics["min"].shape == (1, 4) and statistics["max"][0, 3] == 0
+  assert statistics["min"].shape == (1, 4)
 
 
 def test_init_from_the_same_shapes_takes_everything(dataset, tokenizer_workdir, tmp_path, capsys):

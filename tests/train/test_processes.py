@@ -14,7 +14,7 @@ def free_port():
     return probe.getsockname()[1]
 
 
-@pytest.mark.parametrize("mesh", [(2, 1, 1), (1, 2, 1)])
+@pytest.mark.parametrize("mesh", [(2, 1, 1), (1, 1, 2)])
 def test_two_processes_equal_one(mesh, dataset, tmp_path):
   values = tiny.run_values("tokenizer", dataset, steps=4, evaluate_every=2, save_every=2)
   alone = tiny.start("launch/train.py", *tiny.arguments(values, tmp_path / "one"), **tiny.QUICK)

@@ -18,7 +18,6 @@ from oat_jax.train import state as state_lib
 CHANGES = {
   "tokenizer": {"model": {"dropout": 0.3}},
   "policy": {"model": {"dropout": 0.3, "observation": tiny.OBSERVATION | {"noise": 0.1}}},
-  "regression": {"model": {"observation": tiny.OBSERVATION | {"noise": 0.1}}},
 }
 
 
