@@ -88,18 +88,19 @@ class Network(nn.Module):
     stack = lambda layers, cross: transformer.Transformer(
       layers, D, heads, c.mlp_ratio * D, cross=cross, dropout=c.dropout, dtype=dtype
     )
-    learned = lambda name, rows: self.param(name, initializers.normal(None, "embed"), (rows, D))
+    # As large as what they are added to: latents whose positions the decoder cannot tell at first
+    # learn to say the same, and the later ones stay unused.
+    unit = initializers.normal(None, "embed", stddev=1.0)
+    learned = lambda name, rows: self.param(name, unit, (rows, D))
     self.embed_actions = linear.Linear(D, dtype=dtype)
     self.encoder_positions_PD = learned("encoder_positions", P)
-    self.registers_ND = self.param(
-      "registers", initializers.normal(None, "embed", stddev=1.0), (N, D)
-    )
+    self.registers_ND = learned("registers", N)
     self.encoder = stack(c.encoder_layers, cross=False)
     self.to_latent = linear.Linear(len(c.levels), "embed", None)
     self.from_latent = linear.Linear(D, dtype=dtype)
     self.latent_positions_ND = learned("latent_positions", N)
     self.masked_1D = learned("masked_latent", 1)
-    self.queries_PD = self.param("queries", initializers.normal(None, "embed", stddev=1.0), (P, D))
+    self.queries_PD = learned("queries", P)
     self.decoder = stack(c.decoder_layers, cross=True)
     self.to_actions = linear.Linear(c.patch * self.spec.action_dim, "embed", None)
 
