@@ -1,9 +1,8 @@
 """Many episodes side by side in several processes, stepped in whole chunks.
 
 One message serves R control steps of an episode. A process holds one simulator per task, whatever
-the number of its
-episodes: their states are swapped in and out, which takes far less time than a chunk and keeps
-memory flat (a MetaWorld simulator takes 35 MB and 0.1 s to make).
+the number of its episodes: their states are swapped in and out, which takes far less time than a
+chunk and keeps memory flat (a MetaWorld simulator takes 35 MB and 0.1 s to make).
 """
 
 from collections import deque

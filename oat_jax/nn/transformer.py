@@ -71,9 +71,8 @@ class Block(nn.Module):
 class Transformer(nn.Module):
   """A stack of blocks and a last normalisation.
 
-  Without dropout, a first layer whose input has batch size 1 (learned queries) computes its self-
-  attention once for the
-  whole batch: the batch axis appears with the cross-attention.
+  Without dropout, a first layer whose input has batch size 1 (learned queries) computes its
+  self-attention once for the whole batch: the batch axis appears with the cross-attention.
   """
 
   num_layers: int  # L

@@ -23,9 +23,7 @@ class Config:
   hidden: int = 512  # width of the per-step MLP
   task_width: int = 32
   normalization: str = "mean_std"
-  clip: float = (
-    5.0  # normalised states beyond it are clipped: an unseen state must not blow up the policy
-  )
+  clip: float = 5.0  # of normalised states: an unseen one must not blow up the policy
   # Standard deviation of the noise added to normalised states in training.
   noise: float = 0.0
 

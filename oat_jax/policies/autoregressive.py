@@ -28,9 +28,8 @@ from oat_jax.policies.policy import Sampling
 from oat_jax.tokenizers import tokenizer as tokenizer_lib
 from oat_jax.tokenizers.tokenizer import Tokenizer
 
-VOCAB_MULTIPLE = (
-  128  # 1000 codes and BOS divide by nothing; padded rows are masked, and shard over any usual mesh
-)
+# 1000 codes and BOS divide by nothing; padded to this, a vocabulary shards over any usual mesh.
+VOCAB_MULTIPLE = 128
 
 
 @dataclasses.dataclass(frozen=True)

@@ -44,12 +44,13 @@ class Config:
   # This many steps make one encoder token and one decoder query: shorter sequences, same chunk.
   patch: int = 1
   normalization: str = "min_max"
-  nested_dropout: str = (
-    "uniform"  # K uniform over 1..N, or over the powers of two up to N, as published
-  )
+  # K is uniform over 1..N, or over the powers of two up to N, as published.
+  nested_dropout: str = "uniform"
+  # This share of the examples keeps all tokens: the last ones, which only the longest prefixes
+  # train, hardly come into use otherwise.
+  keep_all: float = 0.0
   # Weight of the squared error of running sums, per dimension that is a displacement: there
-  # correlated errors add up to
-  # a position error, which the plain loss does not see.
+  # correlated errors add up to a position error, which the plain loss does not see.
   cumulative_weight: float = 0.0
   cumulative_dims: tuple[int, ...] = ()
   dtype: str = "float32"
@@ -61,6 +62,7 @@ class Config:
     for name in (*counts, "mlp_ratio", "patch"):
       config_lib.at_least(getattr(self, name), 1, f"config.model.{name}")
     config_lib.between(self.dropout, 0, 0.99, "config.model.dropout")
+    config_lib.between(self.keep_all, 0, 1, "config.model.keep_all")
     config_lib.at_least(self.cumulative_weight, 0, "config.model.cumulative_weight")
     if self.cumulative_weight and not self.cumulative_dims:
       raise ValueError(
@@ -216,6 +218,10 @@ def make(config: Config, spec: BatchSpec, statistics: tokenizer_lib.Statistics |
     key_budget, key_dropout = jax.random.split(key)
     target_BCA = tokenizer_lib.normalize(params["statistics"], batch["actions"], batch["dataset"])
     num_tokens_B = jax.random.choice(key_budget, jnp.asarray(budgets), target_BCA.shape[:1])
+    if config.keep_all:
+      key_all = jax.random.fold_in(key_budget, 1)
+      all_B = jax.random.bernoulli(key_all, config.keep_all, num_tokens_B.shape)
+      num_tokens_B = jnp.where(all_B, N, num_tokens_B)
     predicted_BCA, codes_BNL = apply(
       params,
       target_BCA,

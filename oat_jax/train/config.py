@@ -46,9 +46,8 @@ class Optimizer:
   b1: float = 0.9
   b2: float = 0.95
   clip: float = 1.0  # global norm
-  ema_power: float = (
-    0.75  # of the average of parameters: decay min(ema_max, 1 - (1 + step) ** -power)
-  )
+  # The parameters' average decays by min(ema_max, 1 - (1 + step) ** -ema_power).
+  ema_power: float = 0.75
   ema_max: float = 0.9999
 
   def __post_init__(self):
