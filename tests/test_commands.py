@@ -70,7 +70,8 @@ def make(run):
   if run.kind == "tokenizer":
     assert tokenizers.make(run.model, spec).max_tokens == 8
   else:
-    inner = tokenizers.make(get_config("tokenizer_oat.py").model, spec)
+    over_tokens = run.model["name"] == "autoregressive"
+    inner = tokenizers.make(get_config("tokenizer_oat.py").model, spec) if over_tokens else None
     assert policies.make(run.model, spec, None, inner).spec == spec
 
 
@@ -202,7 +203,7 @@ ERRORS = {
   ),
   "quickstart: a stage before its time": (
     ("quickstart", "--out={new}", "--stages=report"),
-    "tokenizer is no working directory of a run: it has no config.json",
+    "tokenizer is at step 0 of 3000; run the stage 'tokenizer' to its end first",
   ),
   "quickstart: unknown variant": (
     ("quickstart", "--config=configs/quickstart.py:nope", "--out={new}"),

@@ -42,6 +42,14 @@ def calibration() -> dict[str, float]:
   }
 
 
+def _processor() -> str:
+  try:
+    with open("/proc/cpuinfo") as lines:
+      return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+  except (OSError, StopIteration):
+    return platform.processor() or platform.machine()
+
+
 def machine() -> dict[str, str]:
   """The machine, in words that a reader can compare."""
   return {
@@ -50,6 +58,6 @@ def machine() -> dict[str, str]:
     "cores": str(
       len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     ),
-    "processor": platform.machine(),
+    "processor": _processor(),
     "system": platform.system(),
   }

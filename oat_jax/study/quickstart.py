@@ -20,6 +20,7 @@ from oat_jax.evaluate import report
 from oat_jax.evaluate import rollout
 from oat_jax.study import evaluation
 from oat_jax.study import figures
+from oat_jax.study import markdown
 from oat_jax.train import checkpoint
 from oat_jax.train import config as train_config
 from oat_jax.train import inputs
@@ -28,6 +29,7 @@ from oat_jax.train import models
 
 STAGES = ("collect", "tokenizer", "policy", "regression", "evaluate", "report")
 RUNS = ("tokenizer", "policy", "regression")  # stages that train, each in a directory of its name
+METHODS = ("policy", "regression", "ceiling")  # what is evaluated
 # The runs that must be whole before a stage.
 NEEDS = {
   "collect": (),
@@ -202,7 +204,11 @@ def _pending(config: Config, out: pathlib.Path) -> Iterator[_Plan]:
 
 def _evaluate(config: Config, out: pathlib.Path) -> None:
   """Evaluates policy and regression on the same goals, and the tokenizer's ceiling."""
-  for plan in _pending(config, out):
+  pending = list(_pending(config, out))
+  for name in METHODS:
+    if name not in [plan.name for plan in pending]:
+      print(f"{name}: evaluated already", flush=True)
+  for plan in pending:
     evaluation.evaluate(str(plan.workdir), config.suite, out=str(plan.target), **plan.settings)
     report.write_text(plan.target / "request.json", json.dumps(plan.request, indent=2) + "\n")
 
@@ -254,7 +260,7 @@ def write_report(config: Config, out: pathlib.Path) -> dict[str, Any]:
   curves = {name: read_metrics(out / name) for name in ("tokenizer", "policy", "regression")}
   results = {
     name: json.loads((out / "evaluation" / name / "evaluation.json").read_text())
-    for name in ("policy", "regression", "ceiling")
+    for name in METHODS
   }
   R = str(config.evaluate.headline_replan)
   by_replan = results["policy"]["success"][config.policy.model["name"]]
@@ -297,7 +303,7 @@ def write_report(config: Config, out: pathlib.Path) -> dict[str, Any]:
   seconds = read_seconds(out) | {"report": round(time.monotonic() - begin, 1)}
   summary |= {"seconds_total": round(sum(seconds.values()), 1), "seconds": seconds}
   report.write_text(target / "summary.json", json.dumps(summary, indent=2) + "\n")
-  report.write_text(target / "report.md", _markdown(summary))
+  report.write_text(target / "report.md", markdown.quickstart(summary))
   success = summary["success"]["overall"][str(budgets[-1])]
   print(
     f"success with {budgets[-1]} tokens: {report.percent(success)}; see {target}/report.md",
@@ -321,83 +327,3 @@ def last_row(rows: list[dict[str, float]], prefix: str) -> dict[str, float]:
     if found:
       return found
   raise ValueError(f"no metric '{prefix}' was logged")
-
-
-def _markdown(summary: Mapping[str, Any]) -> str:
-  R, C = summary["replan"], summary["action_horizon"]
-  difference = summary["success_most_less_fewest_tokens"]
-  half = summary["reconstruction_last_less_half"]
-  mse = summary["reconstruction_mse"]
-  floors = {str(R): summary["regression_success"], **summary["regression_success_other_replan"]}
-  latency = summary["act_ms"]
-  lines = [
-    f"# Ordered action tokens in {summary['suite']}",
-    "",
-    summary["what"],
-    "",
-    f"Total {summary['seconds_total'] / 60:.0f} minutes. Success rates have 95 % Wilson intervals; "
-    "goals of seeds that no demonstration used.",
-    "",
-    f"## Success by tokens generated ({R} of {C} steps executed)",
-    "",
-    report.table(summary["success"]),
-    "",
-    f"Most less fewest tokens, paired by goal: {report.points(difference)}.",
-    "",
-    *_row(
-      "tokens K", "milliseconds per chunk, p50", {K: f"{x['p50']:.2f}" for K, x in latency.items()}
-    ),
-    "",
-    "![anytime curve](anytime.png)",
-    "",
-  ]
-  for other, rates in summary["success_other_replan"].items():
-    lines += [f"### {other} of {C} steps executed", "", report.table(rates), ""]
-  lines += ["## The floor: regression of the chunk with an MLP", ""]
-  lines.append(report.table(_by_first(floors), first="steps executed"))
-  lines += [
-    "",
-    "## The ceiling: the expert's own chunks, encoded and decoded",
-    "",
-    f"The expert itself: {report.percent(summary['expert_success'])}.",
-    "",
-    report.table(summary["ceiling_by_task"]),
-    "",
-    "## The tokenizer",
-    "",
-    *_row("tokens K", "held-out MSE", {K: f"{value:.4f}" for K, value in mse.items()}),
-    "",
-    f"All tokens less half of them, paired by episode: {half['mean']:+.4f} "
-    f"(95 %: {half['low']:+.4f} to {half['high']:+.4f}). "
-    f"{summary['code_usage']} codes used on held-out windows.",
-    "",
-    "![reconstruction error](reconstruction.png)",
-    "",
-    "![a chunk, coarse to fine](chunk.png)",
-    "",
-    "## Training",
-    "",
-    "![training curves](training.png)",
-    "",
-    "Versions: "
-    + ", ".join(f"{name} {value}" for name, value in summary["versions"].items())
-    + ".",
-    "",
-  ]
-  return "\n".join(lines)
-
-
-def _row(first: str, name: str, values: Mapping[str, str]) -> list[str]:
-  """A Markdown table of one row."""
-  return [
-    f"| {first} | " + " | ".join(values) + " |",
-    "|---" * (len(values) + 1) + "|",
-    f"| {name} | " + " | ".join(values.values()) + " |",
-  ]
-
-
-def _by_first(floors: Mapping[str, Any]) -> dict[str, Any]:
-  """{R: {task: {K: rate}}} of a method without tokens -> {task: {R: rate}}, for `report.table`."""
-  tasks = next(iter(floors.values()))
-  one = lambda by_k: next(iter(by_k.values()))
-  return {task: {R: one(rates[task]) for R, rates in floors.items()} for task in tasks}

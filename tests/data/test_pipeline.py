@@ -76,7 +76,7 @@ def test_real_windows_are_gathered():
   actions, states = rng.normal(size=(12, 2)), rng.normal(size=(12, 3))
   starts = np.array([0, 5, 12])
   episodes = rlds.Episodes(
-      actions.astype(np.float32), states.astype(np.float32), starts, np.zeros(2, np.int32), ("",)
+    actions.astype(np.float32), states.astype(np.float32), starts, np.zeros(2, np.int32), ("",)
   )
   windows = windows_lib.Windows(episodes, np.arange(2), 2, 4)
   indices = take(2, size=12, batch_size=6)
@@ -97,16 +97,16 @@ def test_validation_epoch_covers_every_window_in_order(size, batch_size):
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"process_count": 3}, "batch_size 8 is not a multiple of process_count 3"),
-        ({"process_count": 2, "process_index": 2}, "process_index 2"),
-        ({"batch_size": 24}, "there are 23 windows, fewer than batch_size 24"),
-        ({"batch_size": 0}, "batch_size 0"),
-        ({"start_step": -1}, "start_step is -1"),
-        ({"seed": -1}, "seed is -1"),
-        ({"threads": -1}, "threads is -1"),
-    ],
+  ("options", "message"),
+  [
+    ({"process_count": 3}, "batch_size 8 is not a multiple of process_count 3"),
+    ({"process_count": 2, "process_index": 2}, "process_index 2"),
+    ({"batch_size": 24}, "there are 23 windows, fewer than batch_size 24"),
+    ({"batch_size": 0}, "batch_size 0"),
+    ({"start_step": -1}, "start_step is -1"),
+    ({"seed": -1}, "seed is -1"),
+    ({"threads": -1}, "threads is -1"),
+  ],
 )
 def test_bad_options(options, message):
   with pytest.raises(ValueError, match=message):

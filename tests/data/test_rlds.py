@@ -18,42 +18,50 @@ FIELDS = rlds.Fields("double", ("flag", "small", "obs/signed", "obs/scalar", "hu
 LENGTHS = (3, 1, 4, 2, 5)
 
 STEPS = {
-    "double": tfds.features.Tensor(shape=(3,), dtype=np.float64),
-    "flag": tfds.features.Scalar(dtype=np.bool_),
-    "small": tfds.features.Tensor(shape=(2, 2), dtype=np.uint8),
-    "obs": tfds.features.FeaturesDict({
-        "signed": tfds.features.Tensor(shape=(2,), dtype=np.int32),
-        "scalar": tfds.features.Scalar(dtype=np.float32),
-    }),
-    "huge": tfds.features.Scalar(dtype=np.uint64),
-    "text": tfds.features.Text(),
+  "double": tfds.features.Tensor(shape=(3,), dtype=np.float64),
+  "flag": tfds.features.Scalar(dtype=np.bool_),
+  "small": tfds.features.Tensor(shape=(2, 2), dtype=np.uint8),
+  "obs": tfds.features.FeaturesDict(
+    {
+      "signed": tfds.features.Tensor(shape=(2,), dtype=np.int32),
+      "scalar": tfds.features.Scalar(dtype=np.float32),
+    }
+  ),
+  "huge": tfds.features.Scalar(dtype=np.uint64),
+  "text": tfds.features.Text(),
 }
-FEATURES = tfds.features.FeaturesDict({
+FEATURES = tfds.features.FeaturesDict(
+  {
     "steps": tfds.features.Dataset(STEPS),
     "episode_metadata": tfds.features.FeaturesDict({"name": tfds.features.Text()}),
-})
-UNREADABLE = tfds.features.FeaturesDict({
-    "steps": tfds.features.Dataset({
+  }
+)
+UNREADABLE = tfds.features.FeaturesDict(
+  {
+    "steps": tfds.features.Dataset(
+      {
         **STEPS,
         "ragged": tfds.features.Sequence(np.float32),
         "unshaped": tfds.features.Tensor(shape=(None, 2), dtype=np.float32),
         "packed": tfds.features.Tensor(shape=(3,), dtype=np.float32, encoding="zlib"),
-    }),
+      }
+    ),
     "episode_metadata": tfds.features.FeaturesDict({"name": tfds.features.Text()}),
-})
+  }
+)
 
 
 def make_step(rng, task):
   return {
-      "double": rng.normal(size=3),
-      "flag": bool(rng.integers(2)),
-      "small": rng.integers(0, 256, (2, 2), np.uint8),
-      "obs": {
-          "signed": rng.integers(-(2**31), 2**31, 2).astype(np.int32),
-          "scalar": np.float32(rng.normal()),
-      },
-      "huge": np.uint64(2**63) + np.uint64(rng.integers(2**62)),
-      "text": task,
+    "double": rng.normal(size=3),
+    "flag": bool(rng.integers(2)),
+    "small": rng.integers(0, 256, (2, 2), np.uint8),
+    "obs": {
+      "signed": rng.integers(-(2**31), 2**31, 2).astype(np.int32),
+      "scalar": np.float32(rng.normal()),
+    },
+    "huge": np.uint64(2**63) + np.uint64(rng.integers(2**62)),
+    "text": task,
   }
 
 
@@ -124,7 +132,7 @@ def assert_equals_tfds(episodes, payloads, features, fields):
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_bridge_equals_tensorflow_datasets(split):
   fields = rlds.Fields(
-      "action", ("observation/state", "language_embedding", "is_first"), "language_instruction"
+    "action", ("observation/state", "language_embedding", "is_first"), "language_instruction"
   )
   episodes = rlds.read(BRIDGE, split, fields)
   builder = tfds.builder_from_directory(BRIDGE / "1.0.0")
@@ -157,12 +165,12 @@ def test_fingerprint_changes_with_any_content(made):
   a, b = (rlds.read(made, fields=FIELDS) for _ in range(2))
   assert rlds.fingerprint(a) == rlds.fingerprint(b)
   others = [
-      b._replace(actions_LA=b.actions_LA + 1),
-      b._replace(states_LS=b.states_LS[:, ::-1]),
-      b._replace(starts_E=b.starts_E[:-1]),
-      b._replace(tasks_E=1 - b.tasks_E),
-      b._replace(task_names=("a", "c")),
-      b._replace(actions_LA=b.actions_LA.reshape(-1, 1)),
+    b._replace(actions_LA=b.actions_LA + 1),
+    b._replace(states_LS=b.states_LS[:, ::-1]),
+    b._replace(starts_E=b.starts_E[:-1]),
+    b._replace(tasks_E=1 - b.tasks_E),
+    b._replace(task_names=("a", "c")),
+    b._replace(actions_LA=b.actions_LA.reshape(-1, 1)),
   ]
   assert len({rlds.fingerprint(episodes) for episodes in [a, *others]}) == 7
 
@@ -195,18 +203,18 @@ def test_directories_that_hold_no_dataset(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"action": "doubel"}, "no feature 'steps/doubel'.*: double, flag, huge, obs/scalar, "),
-        ({"action": "text"}, "'steps/text' is text; expected one of the numeric"),
-        ({"action": "packed"}, "encoding 'zlib'"),
-        ({"action": "ragged"}, "'steps/ragged' is of class Sequence"),
-        ({"action": "unshaped"}, r"without fixed shape, \[-1, 2\]"),
-        ({"state": ("flag", "obs")}, "no feature 'steps/obs'"),
-        ({"state": ()}, "Fields.state names no feature"),
-        ({"task": "instruction"}, "text features: episode_metadata/name, text"),
-        ({"task": "flag"}, "'steps/flag' is numeric"),
-    ],
+  ("changes", "message"),
+  [
+    ({"action": "doubel"}, "no feature 'steps/doubel'.*: double, flag, huge, obs/scalar, "),
+    ({"action": "text"}, "'steps/text' is text; expected one of the numeric"),
+    ({"action": "packed"}, "encoding 'zlib'"),
+    ({"action": "ragged"}, "'steps/ragged' is of class Sequence"),
+    ({"action": "unshaped"}, r"without fixed shape, \[-1, 2\]"),
+    ({"state": ("flag", "obs")}, "no feature 'steps/obs'"),
+    ({"state": ()}, "Fields.state names no feature"),
+    ({"task": "instruction"}, "text features: episode_metadata/name, text"),
+    ({"task": "flag"}, "'steps/flag' is numeric"),
+  ],
 )
 def test_unknown_fields_list_those_that_exist(made, changes, message):
   UNREADABLE.save_config(made / "1.0.0")
@@ -257,28 +265,28 @@ def break_episode(payload, change):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (
-            lambda f: f["steps/double"].float_list.value.__setitem__(7, float("nan")),
-            "'steps/double' is nan at step 2, dimension 1",
-        ),
-        (
-            lambda f: f["steps/obs/scalar"].float_list.value.__setitem__(1, float("inf")),
-            "'steps/obs/scalar' is inf at step 1, dimension 0",
-        ),
-        (lambda f: f["steps/flag"].int64_list.value.pop(), "disagree.*'steps/flag': 3"),
-        (lambda f: f["steps/text"].bytes_list.value.pop(), "disagree.*'steps/text': 3"),
-        (lambda f: f["steps/double"].float_list.value.pop(), "holds 11 values, no multiple of 3"),
-        (lambda f: f.__delitem__("steps/double"), "the record has no feature 'steps/double'"),
-        (
-            lambda f: f["steps/text"].bytes_list.value.__setitem__(0, b"other"),
-            "'steps/text' must name one task per episode",
-        ),
-        (lambda f: f["steps/flag"].bytes_list.value.append(b"1"), "holds bytes"),
-        (lambda f: f["steps/text"].int64_list.value.append(1), "holds numbers"),
-        (lambda f: [v.Clear() for v in f.values()], "the episode has no steps"),
-    ],
+  ("change", "message"),
+  [
+    (
+      lambda f: f["steps/double"].float_list.value.__setitem__(7, float("nan")),
+      "'steps/double' is nan at step 2, dimension 1",
+    ),
+    (
+      lambda f: f["steps/obs/scalar"].float_list.value.__setitem__(1, float("inf")),
+      "'steps/obs/scalar' is inf at step 1, dimension 0",
+    ),
+    (lambda f: f["steps/flag"].int64_list.value.pop(), "disagree.*'steps/flag': 3"),
+    (lambda f: f["steps/text"].bytes_list.value.pop(), "disagree.*'steps/text': 3"),
+    (lambda f: f["steps/double"].float_list.value.pop(), "holds 11 values, no multiple of 3"),
+    (lambda f: f.__delitem__("steps/double"), "the record has no feature 'steps/double'"),
+    (
+      lambda f: f["steps/text"].bytes_list.value.__setitem__(0, b"other"),
+      "'steps/text' must name one task per episode",
+    ),
+    (lambda f: f["steps/flag"].bytes_list.value.append(b"1"), "holds bytes"),
+    (lambda f: f["steps/text"].int64_list.value.append(1), "holds numbers"),
+    (lambda f: [v.Clear() for v in f.values()], "the episode has no steps"),
+  ],
 )
 def test_broken_episodes_are_named(tmp_path, change, message):
   payloads = make_payloads()

@@ -14,28 +14,28 @@ pb2, feature_pb2 = example_serializer.tf_example_pb2, example_serializer.tf_feat
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
 LISTS = st.one_of(
-    st.lists(st.binary(max_size=5), max_size=4).map(
-        lambda v: feature_pb2.Feature(bytes_list=feature_pb2.BytesList(value=v))
-    ),
-    st.lists(st.floats(width=32), max_size=4).map(
-        lambda v: feature_pb2.Feature(float_list=feature_pb2.FloatList(value=v))
-    ),
-    st.lists(INT64 | st.integers(-3, 200), max_size=6).map(
-        lambda v: feature_pb2.Feature(int64_list=feature_pb2.Int64List(value=v))
-    ),
-    st.just(feature_pb2.Feature()),
+  st.lists(st.binary(max_size=5), max_size=4).map(
+    lambda v: feature_pb2.Feature(bytes_list=feature_pb2.BytesList(value=v))
+  ),
+  st.lists(st.floats(width=32), max_size=4).map(
+    lambda v: feature_pb2.Feature(float_list=feature_pb2.FloatList(value=v))
+  ),
+  st.lists(INT64 | st.integers(-3, 200), max_size=6).map(
+    lambda v: feature_pb2.Feature(int64_list=feature_pb2.Int64List(value=v))
+  ),
+  st.just(feature_pb2.Feature()),
 )
 MESSAGES = st.dictionaries(st.text(max_size=6), LISTS, max_size=4).map(
-    lambda f: pb2.Example(features=feature_pb2.Features(feature=f)).SerializeToString()
+  lambda f: pb2.Example(features=feature_pb2.Features(feature=f)).SerializeToString()
 )
 SMALL = pb2.Example(
-    features=feature_pb2.Features(
-        feature={
-            "floats": feature_pb2.Feature(float_list=feature_pb2.FloatList(value=[1, -2, 3])),
-            "ints": feature_pb2.Feature(int64_list=feature_pb2.Int64List(value=[5, -1, 300])),
-            "bytes": feature_pb2.Feature(bytes_list=feature_pb2.BytesList(value=[b"a", b""])),
-        }
-    )
+  features=feature_pb2.Features(
+    feature={
+      "floats": feature_pb2.Feature(float_list=feature_pb2.FloatList(value=[1, -2, 3])),
+      "ints": feature_pb2.Feature(int64_list=feature_pb2.Int64List(value=[5, -1, 300])),
+      "bytes": feature_pb2.Feature(bytes_list=feature_pb2.BytesList(value=[b"a", b""])),
+    }
+  )
 ).SerializeToString(deterministic=True)
 
 
@@ -47,10 +47,10 @@ def frame(payload):
 
 def read_all(message):
   readers = {
-      tfrecord.EMPTY: lambda *_: [],
-      tfrecord.BYTES: tfrecord.bytes_,
-      tfrecord.FLOATS: tfrecord.floats,
-      tfrecord.INTS: tfrecord.ints,
+    tfrecord.EMPTY: lambda *_: [],
+    tfrecord.BYTES: tfrecord.bytes_,
+    tfrecord.FLOATS: tfrecord.floats,
+    tfrecord.INTS: tfrecord.ints,
   }
   spans = tfrecord.parse_example(message)
   return {name: (span[0], readers[span[0]](message, *span[1:])) for name, span in spans.items()}
@@ -90,8 +90,8 @@ def test_examples_equal_protobuf(message):
 
 @hypothesis.settings(max_examples=400)
 @hypothesis.given(
-    MESSAGES | st.just(SMALL),
-    st.lists(st.tuples(st.integers(0, 200), st.integers(0, 255)), min_size=1, max_size=3),
+  MESSAGES | st.just(SMALL),
+  st.lists(st.tuples(st.integers(0, 200), st.integers(0, 255)), min_size=1, max_size=3),
 )
 def test_mutated_examples_raise_value_error_or_mean_what_protobuf_says(message, edits):
   message = bytearray(message)
@@ -142,14 +142,14 @@ def test_unpacked_and_mixed_lists():
 
 
 @pytest.mark.parametrize(
-    ("entry", "message"),
-    [
-        (b"\x0a\x01a\x0a\x01b", "no name and Feature"),
-        (b"\x0a\x01a\x12\x04\x12\x00\x1a\x00", "2 lists"),
-        (b"\x08\x01", "unexpected tag 0x8"),
-        (b"\x0a\x7fa", "ends at"),
-        (b"\xff" * 11, "unterminated varint"),
-    ],
+  ("entry", "message"),
+  [
+    (b"\x0a\x01a\x0a\x01b", "no name and Feature"),
+    (b"\x0a\x01a\x12\x04\x12\x00\x1a\x00", "2 lists"),
+    (b"\x08\x01", "unexpected tag 0x8"),
+    (b"\x0a\x7fa", "ends at"),
+    (b"\xff" * 11, "unterminated varint"),
+  ],
 )
 def test_malformed_entries_are_named(entry, message):
   feature = b"\x0a" + bytes([len(entry)]) + entry
@@ -158,16 +158,16 @@ def test_malformed_entries_are_named(entry, message):
 
 
 @pytest.mark.parametrize(
-    ("read", "span", "message"),
-    [
-        (tfrecord.floats, b"\x0a\x03abc", "has 3 bytes, no multiple of 4"),
-        (tfrecord.floats, b"\x0dabc", "FloatList: the field at byte 0 ends at 5"),
-        (tfrecord.ints, b"\x0a\x02\x01\x80", "Int64List: unterminated varint behind byte 2"),
-        (tfrecord.ints, b"\x0a\x0b" + b"\xff" * 10 + b"\x01", "Int64List: unterminated varint"),
-        (tfrecord.ints, b"\x08" + b"\xff" * 10 + b"\x01", "unterminated varint at byte 1"),
-        (tfrecord.bytes_, b"\x0a\x80", "unterminated varint at byte 1"),
-        (tfrecord.bytes_, b"\x0a\x02a", "BytesList: the field at byte 0 ends at 4"),
-    ],
+  ("read", "span", "message"),
+  [
+    (tfrecord.floats, b"\x0a\x03abc", "has 3 bytes, no multiple of 4"),
+    (tfrecord.floats, b"\x0dabc", "FloatList: the field at byte 0 ends at 5"),
+    (tfrecord.ints, b"\x0a\x02\x01\x80", "Int64List: unterminated varint behind byte 2"),
+    (tfrecord.ints, b"\x0a\x0b" + b"\xff" * 10 + b"\x01", "Int64List: unterminated varint"),
+    (tfrecord.ints, b"\x08" + b"\xff" * 10 + b"\x01", "unterminated varint at byte 1"),
+    (tfrecord.bytes_, b"\x0a\x80", "unterminated varint at byte 1"),
+    (tfrecord.bytes_, b"\x0a\x02a", "BytesList: the field at byte 0 ends at 4"),
+  ],
 )
 def test_malformed_lists_are_named(read, span, message):
   with pytest.raises(ValueError, match=message):

@@ -16,11 +16,11 @@ def make_episodes(lengths, action_dim=2, state_dim=3, tasks=None):
   steps = sum(lengths)
   tasks = [0] * len(lengths) if tasks is None else tasks
   return rlds.Episodes(
-      actions_LA=np.arange(steps * action_dim, dtype=np.float32).reshape(steps, action_dim) + 1,
-      states_LS=-np.arange(steps * state_dim, dtype=np.float32).reshape(steps, state_dim) - 1,
-      starts_E=np.cumsum([0, *lengths], dtype=np.int64),
-      tasks_E=np.array(tasks, np.int32),
-      task_names=tuple(f"task {i}" for i in range(max(tasks) + 1)),
+    actions_LA=np.arange(steps * action_dim, dtype=np.float32).reshape(steps, action_dim) + 1,
+    states_LS=-np.arange(steps * state_dim, dtype=np.float32).reshape(steps, state_dim) - 1,
+    starts_E=np.cumsum([0, *lengths], dtype=np.int64),
+    tasks_E=np.array(tasks, np.int32),
+    task_names=tuple(f"task {i}" for i in range(max(tasks) + 1)),
   )
 
 
@@ -61,11 +61,11 @@ def test_windows_equal_the_slow_oracle(data):
   batch_lib.check(batch, windows.spec)
   rows = [expected[i] for i in indices]
   for got, name in (
-      (batch["observation"]["state"], "state"),
-      (batch["observation"]["task"], "task"),
-      (batch["observation_mask"], "observed"),
-      (batch["actions"], "actions"),
-      (batch["action_mask"], "acted"),
+    (batch["observation"]["state"], "state"),
+    (batch["observation"]["task"], "task"),
+    (batch["observation_mask"], "observed"),
+    (batch["actions"], "actions"),
+    (batch["action_mask"], "acted"),
   ):
     np.testing.assert_array_equal(got, np.array([row[name] for row in rows]), err_msg=name)
   np.testing.assert_array_equal(batch["action_dim_mask"], [[i < 2 for i in range(A)]] * len(rows))
@@ -105,9 +105,9 @@ def test_bad_windows():
 
 
 @hypothesis.given(
-    st.lists(st.integers(0, 3), min_size=1, max_size=40),
-    st.floats(0, 1, exclude_max=True),
-    st.integers(0, 9),
+  st.lists(st.integers(0, 3), min_size=1, max_size=40),
+  st.floats(0, 1, exclude_max=True),
+  st.integers(0, 9),
 )
 def test_split_keeps_its_promises(tasks, fraction, seed):
   tasks = np.array(tasks, np.int32)

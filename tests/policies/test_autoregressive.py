@@ -86,9 +86,7 @@ def test_cached_logits_equal_the_full_forward_pass_for_every_prefix(params, teac
     cache = net.apply(variables, 3, method="empty_cache")
     logits = []
     for i in range(N):
-      row_B1V, cache = net.apply(
-        variables, fed_BN[:, i : i + 1], memory, cache, i, method="logits"
-      )
+      row_B1V, cache = net.apply(variables, fed_BN[:, i : i + 1], memory, cache, i, method="logits")
       logits.append(row_B1V[:, 0])
     return jnp.stack(logits, 1)
 

@@ -56,9 +56,8 @@ def test_the_description_rebuilds_the_configuration(policy_workdir):
   content = json.loads(text)
   assert content["format_version"] == models.FORMAT_VERSION
   trained = models.load(policy_workdir)
-  assert models.describe(trained.config, trained.spec, models.load(trained.config.tokenizer)) == (
-    content
-  )
+  inner, fingerprint = models.load(trained.config.tokenizer), content["dataset_fingerprint"]
+  assert models.describe(trained.config, trained.spec, inner, fingerprint) == content
   newer = content | {"format_version": 99}
   (policy_workdir / "config.json").write_text(json.dumps(newer))
   with pytest.raises(ValueError, match="format version 99; this oat_jax reads version 1"):

@@ -27,7 +27,8 @@ def abstract_params(name):
   batch_spec = tiny.spec(action_horizon=32, action_dim=4, state_dim=39)
   statistics = {"actions": tiny.statistics(4), "state": tiny.statistics(39)}
   tokenizer = tiny.tokenizer(batch_spec)
-  model = models.build(config, batch_spec, statistics, tokenizer)
+  inner = tokenizer if file == "policy_oat" else None
+  model = models.build(config, batch_spec, statistics, inner)
   args = [jax.random.key(0)]
   if file == "policy_oat":
     args.append(jax.eval_shape(tokenizer.init, jax.random.key(0)))
