@@ -3,8 +3,8 @@
   python launch/quickstart.py --config=configs/quickstart.py:mt4 --out=runs/quickstart
 
 Variants (the part behind the colon):
-  mt4       about 20 minutes on 2 cores
-  mt4_long  about 70 minutes: more demonstrations, longer training
+  mt4       about 28 CPU minutes; 81 of 100 goals solved with 8 tokens
+  mt4_long  more demonstrations, longer training; not yet measured
   mini      a few episodes and steps, to see every stage run; learns nothing
 """
 
