@@ -1,5 +1,4 @@
-r"""Measures one section and writes flat JSON: named figures with their units, the machine,
-versions.
+r"""Measures one section; writes flat JSON of named figures, with machine and versions.
 
 Examples:
   python launch/benchmark.py train --out=runs/bench/train.json

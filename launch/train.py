@@ -1,5 +1,4 @@
-r"""Trains a tokenizer or a policy; called again with the same arguments, goes on from its last
-checkpoint.
+r"""Trains a tokenizer or a policy; the same command again goes on from the last checkpoint.
 
 Examples:
   python launch/train.py --config=configs/tokenizer_oat.py:mt4 --config.data.path=DIR \

@@ -67,9 +67,7 @@ def shapes(spec: BatchSpec, batch_size: int) -> dict[str, Any]:
 
 
 def fake(spec: BatchSpec, batch_size: int, seed: int = 0) -> dict[str, Any]:
-  """Returns a random numpy batch of the right shapes and ranges, with padding at both ends; for
-  tests and compilation.
-  """
+  """Returns a random numpy batch of the right shapes and ranges, with padding at both ends."""
   rng = np.random.default_rng(seed)
   like = shapes(spec, batch_size)
 
@@ -94,9 +92,7 @@ def fake(spec: BatchSpec, batch_size: int, seed: int = 0) -> dict[str, Any]:
 
 
 def check(batch: Batch, spec: BatchSpec) -> None:
-  """Raises ValueError, naming the leaf, where a host batch departs from the spec or holds NaN or
-  infinity.
-  """
+  """Raises ValueError, naming the leaf, where a batch departs from the spec or is not finite."""
   if "dataset" not in batch:
     raise ValueError(f"batch has no 'dataset'; it holds {sorted(batch)}")
   batch_size = len(batch["dataset"])

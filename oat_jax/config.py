@@ -1,6 +1,4 @@
-"""From config values to frozen dataclasses: unknown, missing and mistyped keys are errors that name
-the key.
-"""
+"""From config values to frozen dataclasses; an unknown, missing or mistyped key is an error."""
 
 from collections.abc import Mapping
 import dataclasses

@@ -13,7 +13,9 @@ PYTHON_FILES = sorted(
 )
 MODELS = {"batch", "config", "nn", "tokenizers", "perception", "policies"}
 TRAIN = {f"train.{name}" for name in ("config", "optimizer", "state", "step", "models")}
-LOOP = {f"train.{name}" for name in ("checkpoint", "inputs", "loop", "metrics", "workdir")}
+LOOP = {
+  f"train.{name}" for name in ("checkpoint", "init_from", "inputs", "loop", "metrics", "workdir")
+}
 
 # Room -> the rooms that it may import besides itself. The longest name that fits a module holds: a
 # new room, or a new file of `train`, needs a row here before it may be imported or import anything.
@@ -38,6 +40,7 @@ MAY_IMPORT = {
   "train.step": MODELS | {"parallel", "train.config", "train.optimizer", "train.state"},
   "train.checkpoint": {"train.state"},
   "train.models": MODELS | {"train.config", "train.checkpoint"},
+  "train.init_from": {"train.checkpoint", "train.models", "train.optimizer", "train.state"},
   "train.inputs": {"data", "data.normalization", "train.config"},
   "train.workdir": {"train.checkpoint", "train.models"},
   "train.loop": MODELS | TRAIN | LOOP | {"parallel", "data", "data.normalization"},

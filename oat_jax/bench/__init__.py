@@ -1,3 +1,1 @@
-"""Sections of launch/benchmark.py, one file each: `run(values) -> {figure with its unit:
-number}`.
-"""
+"""Sections of launch/benchmark.py, one file each: `run(values) -> {figure_unit: number}`."""

@@ -1,6 +1,4 @@
-"""How figures are taken: CPU seconds beside wall seconds, next to a fixed calibration kernel of the
-same run.
-"""
+"""How figures are taken: CPU seconds, beside a fixed calibration kernel of the same run."""
 
 from collections.abc import Callable
 import os
@@ -30,9 +28,7 @@ def cost(call: Callable[[], Any], repeats: int, warm_up: int = 2) -> Cost:
 
 
 def calibration() -> dict[str, float]:
-  """The kernel that other figures are read against: a float32 product of two 1024 x 1024
-  matrices.
-  """
+  """The kernel that figures are read against: a product of two 1024 x 1024 float32 matrices."""
   x = jnp.ones((1024, 1024), jnp.float32)
   matmul = jax.jit(lambda x: x @ x)
   measured = cost(lambda: matmul(x), repeats=20)

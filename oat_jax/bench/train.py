@@ -1,6 +1,4 @@
-"""Train steps per second of tokenizer and policy, at quickstart and at published size, on fake
-batches.
-"""
+"""Train steps per second of tokenizer and policy, at quickstart and at published size."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -33,9 +31,7 @@ def run(configs: Mapping[str, Any]) -> dict[str, float]:
 
 
 def step_cost(config: config_lib.Config, tokenizer_config: Any, repeats: int) -> clock.Cost:
-  """Returns the cost of one compiled, donated train step; a policy's tokens are given, as in
-  training.
-  """
+  """Returns the cost of a compiled, donated train step; a policy's tokens are given."""
   mesh = mesh_lib.make_mesh(config.mesh)
   if config.kind == "tokenizer":
     model, params = models.tokenizer(config.model)

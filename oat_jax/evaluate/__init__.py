@@ -1,3 +1,1 @@
-"""Evaluation: episodes in a simulator, and what is said about them. Takes a callable; knows no
-training code.
-"""
+"""Evaluation: episodes in a simulator, and what is said about them; takes a callable."""

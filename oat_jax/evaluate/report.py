@@ -1,6 +1,4 @@
-"""What is said about evaluated episodes: rates with Wilson intervals, paired differences, JSON and
-Markdown.
-"""
+"""What is said about episodes: rates with intervals, paired differences, JSON and Markdown."""
 
 from collections.abc import Sequence
 import json
@@ -34,9 +32,7 @@ def rates(rows: Sequence[Episode]) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def paired_difference(rows: Sequence[Episode], more: int, fewer: int) -> dict[str, float]:
-  """Returns the success of K = `more` tokens less that of `fewer`, on the same goals, with a 95 % t
-  interval.
-  """
+  """Returns success at K = `more` less at `fewer`, paired by goal, with a 95 % t interval."""
   by_goal = {(row.num_tokens, row.task, row.seed): float(row.success) for row in rows}
   goals = sorted({(row.task, row.seed) for row in rows})
   return paired_interval(
@@ -75,8 +71,7 @@ def table(by_task: dict[str, dict[str, dict[str, float]]], first: str = "tokens 
 
 
 def write(out: str | os.PathLike, rows: Sequence[Episode], facts: dict[str, Any]) -> dict[str, Any]:
-  """Writes `evaluation.json` (facts, rates, one row an episode) and `evaluation.md`; returns the
-  rates by R.
+  """Writes `evaluation.json`, with a row an episode, and `evaluation.md`; returns rates by R.
 
   Args:
     out: a directory, made if missing.

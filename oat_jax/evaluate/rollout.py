@@ -1,5 +1,4 @@
-"""Episodes side by side in a simulator, driven by anything that maps what is seen to chunks of
-actions.
+"""Episodes side by side in a simulator, driven by any callable that gives chunks of actions.
 
 Receding horizon: a chunk of C actions is asked for, its first R are executed, and the next chunk is
 asked for.
@@ -84,9 +83,7 @@ def run(
 
 
 def latency_ms(act: Callable[[], Any], repeats: int = 100) -> dict[str, float]:
-  """Returns the p50 and p95 of the wall milliseconds of `act()`, which must wait for its result,
-  when warm.
-  """
+  """Returns p50 and p95 of the wall milliseconds of `act()`, warm; it must wait for its result."""
   for _ in range(5):
     act()
   times = []

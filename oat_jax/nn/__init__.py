@@ -1,3 +1,1 @@
-"""Linen modules that tokenizers and policies are made of; parameters carry logical axis names for
-sharding.
-"""
+"""Linen modules of tokenizers and policies; their parameters carry logical axis names."""

@@ -1,6 +1,4 @@
-"""Multi-head attention whose keys and values are values: they go in and come out, so that a cache
-is plain data.
-"""
+"""Multi-head attention whose keys and values go in and come out: a cache is plain data."""
 
 from typing import NamedTuple
 
@@ -20,9 +18,7 @@ class KeysValues(NamedTuple):
 
 
 class Attention(nn.Module):
-  """Projections of one attention layer; `attend` serves self-attention, cross-attention and cached
-  decoding alike.
-  """
+  """Projections of one layer; `attend` serves self-, cross- and cached attention alike."""
 
   width: int  # D
   num_heads: int  # H
@@ -41,9 +37,7 @@ class Attention(nn.Module):
     return KeysValues(linear.contract(x_BSD, self.w_k_DHK), linear.contract(x_BSD, self.w_v_DHK))
 
   def attend(self, x_BTD: jax.Array, memory: KeysValues, mask_BTS: jax.Array | None) -> jax.Array:
-    """Returns (B, T, D); `mask_BTS` (a batch axis of 1 broadcasts) is true where row T may look at
-    column S.
-    """
+    """Returns (B, T, D); `mask_BTS` is true where row T may look at column S; B may be 1 there."""
     q_BTHK = linear.contract(x_BTD, self.w_q_DHK)
     # Learned queries have batch size 1 until here, where they meet the batch's memory.
     q_BTHK = jnp.broadcast_to(q_BTHK, (memory.k_BSHK.shape[0], *q_BTHK.shape[1:]))

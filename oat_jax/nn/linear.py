@@ -45,13 +45,14 @@ class Embed(nn.Module):
 
   vocab_size: int  # V
   width: int  # D
+  axis: str = "vocab"  # the logical axis of V
   dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, ids: jax.Array) -> jax.Array:
-    init = initializers.normal("vocab", "embed", stddev=1.0)
+    init = initializers.normal(self.axis, "embed", stddev=1.0)
     table_VD = self.param("table", init, (self.vocab_size, self.width))
     # Gathered over fsdp before the lookup: XLA would otherwise exchange the looked-up rows one
     # batch row at a time.
-    table_VD = partitioning.constrain(table_VD, "vocab", None)
+    table_VD = partitioning.constrain(table_VD, self.axis, None)
     return table_VD.astype(self.dtype)[ids]

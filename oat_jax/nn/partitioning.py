@@ -1,5 +1,4 @@
-"""Logical axes: recorded when a parameter is made, handed out as plain tuples, used as constraints
-inside a step.
+"""Logical axes: recorded with a parameter, handed out as tuples, used as constraints.
 
 Boxes that carry the names never leave this module's functions: parameters are plain arrays
 everywhere else.
@@ -18,8 +17,7 @@ def init(module: nn.Module, key: jax.Array, *args: Any, method: str | None = Non
 
 
 def logical_axes(module: nn.Module, *args: Any, method: str | None = None) -> Any:
-  """Returns the parameters' tree with a tuple of logical axis names (or None) in each array's
-  place.
+  """Returns the parameters' tree with a tuple of logical axis names in each array's place.
 
   Raises ValueError for a parameter that was declared without names: it would silently be
   replicated.

@@ -1,6 +1,4 @@
-"""Pre-norm transformer: self-attention, optional cross-attention, MLP; with an optional KV cache
-that is a value.
-"""
+"""Pre-norm transformer, with optional cross-attention and a KV cache that is a value."""
 
 from typing import Any
 
@@ -91,9 +89,7 @@ class Transformer(nn.Module):
     self.norm_out = RMSNorm()
 
   def memory(self, memory_BMD: jax.Array) -> list[KeysValues]:
-    """Returns the cross-attention's keys and values of every layer, to be computed once per
-    observation.
-    """
+    """Returns every layer's cross-attention keys and values, computed once per observation."""
     return [block.cross_attention.keys_values(memory_BMD) for block in self.blocks]
 
   def empty_cache(self, batch_size: int, length: int) -> list[KeysValues]:

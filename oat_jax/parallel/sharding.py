@@ -12,6 +12,7 @@ RULES: tuple[tuple[str, Any], ...] = (
   ("mlp", "tensor"),
   ("heads", "tensor"),
   ("vocab", "tensor"),
+  ("task", None),
 )
 
 
@@ -68,9 +69,7 @@ def param_shardings(axes: Any, shapes: Any, mesh: jax.sharding.Mesh, rules=RULES
 
 
 def state_shardings(state: Any, params: Any, shardings: Any, mesh: jax.sharding.Mesh) -> Any:
-  """Every leaf of `state` that mirrors a parameter (same path suffix, same shape) takes its
-  sharding; others replicate.
-  """
+  """Shards what mirrors a parameter (path suffix, shape) as that parameter; replicates the rest."""
   paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
   shapes = [leaf.shape for leaf in jax.tree.leaves(params)]
   known = dict(zip(paths, zip(shapes, jax.tree.leaves(shardings))))

@@ -52,7 +52,7 @@ class Encoder(nn.Module):
     if c.noise and not deterministic:
       noise_BTS = jax.random.normal(self.make_rng("dropout"), state_BTS.shape)
       state_BTS = state_BTS + c.noise * noise_BTS
-    task_BX = linear.Embed(self.spec.num_tasks, c.task_width, name="task")(task_B)
+    task_BX = linear.Embed(self.spec.num_tasks, c.task_width, "task", name="task")(task_B)
     task_BTX = jnp.broadcast_to(task_BX[:, None], (B, T, c.task_width))
     present_BT1 = observation_mask_BT[..., None].astype(state_BTS.dtype)
     h_BTF = jnp.concatenate([state_BTS, present_BT1, task_BTX], -1)

@@ -1,9 +1,8 @@
-"""Autoregressive policy over ordered tokens (arXiv 2602.04215): a decoder with cross-attention to
-the observation.
+"""Autoregressive policy over ordered tokens (arXiv 2602.04215).
 
-Trained by cross-entropy on the frozen tokenizer's tokens. Acting encodes the observation once,
-generates K tokens with a
-KV cache and decodes them to a chunk: fewer tokens are faster and coarser.
+A decoder with cross-attention to the observation, trained by cross-entropy on the frozen
+tokenizer's tokens. Acting encodes the observation once, generates K tokens with a KV cache and
+decodes them to a chunk: fewer tokens are faster and coarser.
 """
 
 import dataclasses
@@ -66,7 +65,7 @@ class Network(nn.Module):
     D, dtype = c.width, jnp.dtype(c.dtype)
     padded = -(-(self.vocab_size + 1) // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
     self.observe = observation_lib.Encoder(c.observation, self.spec, D, dtype)
-    self.embed_tokens = linear.Embed(padded, D, dtype)
+    self.embed_tokens = linear.Embed(padded, D, dtype=dtype)
     positions = initializers.normal(None, "embed", stddev=1.0)
     self.positions_ND = self.param("positions", positions, (self.max_tokens, D))
     self.transformer = transformer.Transformer(
@@ -75,9 +74,7 @@ class Network(nn.Module):
     self.to_logits = linear.Linear(padded, "embed", "vocab", scale=0.1)
 
   def memory(self, state_BTS, observation_mask_BT, task_B, deterministic=True):
-    """Returns the cross-attention's keys and values: the whole cost of looking, paid once a
-    chunk.
-    """
+    """Returns the cross-attention's keys and values: the cost of looking, paid once a chunk."""
     x_BTD = self.observe(state_BTS, observation_mask_BT, task_B, deterministic)
     return self.transformer.memory(x_BTD)
 
@@ -85,9 +82,7 @@ class Network(nn.Module):
     return self.transformer.empty_cache(batch_size, self.max_tokens)
 
   def logits(self, tokens_BM, memory, cache=None, index=0, deterministic=True):
-    """Feeds tokens at positions index .. index + M - 1; returns (logits_BMV of the tokens after
-    them, cache).
-    """
+    """Feeds tokens at positions from `index` on; returns (logits_BMV of the next ones, cache)."""
     M = tokens_BM.shape[1]
     S = M if cache is None else self.max_tokens
     positions_MD = jax.lax.dynamic_slice_in_dim(self.positions_ND, index, M)
@@ -166,8 +161,7 @@ def make(config: Config, spec: BatchSpec, statistics: Any, tokenizer: Tokenizer 
     }
 
   def evaluate(params, batch):
-    """`cross_entropy` and `token_accuracy` (B, N) under teacher forcing; `chunk_mse` (B, N): greedy
-    chunks of 1..N tokens.
+    """Teacher-forced `cross_entropy`, `token_accuracy`; greedy `chunk_mse` of 1..N tokens: (B, N).
 
     Chunk errors are on normalised actions over valid steps, as the tokenizer's own.
     """

@@ -1,6 +1,4 @@
-"""Prefix decoding: prefill once, then one step a token, stopping behind the asked prefix; the cache
-is a value.
-"""
+"""Prefix decoding: one step a token, stopping behind the prefix; the cache is a value."""
 
 from collections.abc import Callable
 from typing import Any
@@ -36,8 +34,7 @@ def decode(
   key: jax.Array,
   sampling: Sampling,
 ) -> jax.Array:
-  """Generates the first `num_tokens` tokens; costs grow with it, and one compiled program serves
-  every prefix.
+  """Generates the first `num_tokens` tokens, at a cost that grows with it, in one program.
 
   Args:
     step: (token_B, cache, position) -> (logits_BV, cache): feeds the token at `position`, returns

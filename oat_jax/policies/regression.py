@@ -1,6 +1,4 @@
-"""Behaviour cloning by regression: one MLP from the observation to the whole chunk; the floor every
-policy must beat.
-"""
+"""Regression of the chunk by an MLP: the floor that every policy must beat."""
 
 import dataclasses
 from typing import Any
@@ -51,9 +49,7 @@ class Network(nn.Module):
 
 
 def make(config: Config, spec: BatchSpec, statistics: Any, tokenizer: Tokenizer | None) -> Policy:
-  """Returns the regression policy; it has no tokens, so `num_tokens` and `sampling` change
-  nothing.
-  """
+  """Returns the regression policy; without tokens, `num_tokens` and `sampling` change nothing."""
   if tokenizer is not None:
     raise ValueError("config.tokenizer is set, but the model 'regression' uses none")
   network = Network(config, spec)

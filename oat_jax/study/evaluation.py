@@ -91,8 +91,7 @@ class PolicyActor:
 
 
 def ceiling_driver(env: Any, trained: models.Trained, num_tokens: int) -> rollout.Act:
-  """The best that a policy over these tokens could do: the expert's own next chunk, encoded and
-  decoded.
+  """The best a policy over these tokens could do: the expert's next chunk, encoded and decoded.
 
   At every replanning the scripted expert is rolled out noise-free from the saved simulator state.
   """
@@ -144,8 +143,7 @@ def evaluate(
   processes: int | None = None,
   out: str | None = None,
 ) -> dict[str, Any]:
-  """Evaluates a policy, or with `ceiling` a tokenizer and the expert, and writes evaluation.json
-  and .md.
+  """Evaluates a policy, or with `ceiling` a tokenizer and the expert; writes the report.
 
   Args:
     workdir: of the policy; of the tokenizer (or of a policy that holds one) for a ceiling.

@@ -1,6 +1,4 @@
-"""The quickstart: collect, train tokenizer and policies, evaluate, report; each stage is resumable
-and reused when done.
-"""
+"""The quickstart: collect, train, evaluate, report; a stage that is done is reused."""
 
 from collections.abc import Callable, Iterator, Mapping
 import dataclasses
@@ -214,8 +212,7 @@ def _evaluate(config: Config, out: pathlib.Path) -> None:
 
 
 def reconstruction_errors(trained: models.Trained, windows: Any) -> dict[str, Any]:
-  """Returns held-out errors by K on normalised actions, averaged per episode, and paired
-  differences.
+  """Returns held-out errors by K on normalised actions, and a difference paired by episode.
 
   `mse` {K: mean}; `rises` whether any K+1 is worse than K; `last_less_half` the paired difference
   between all tokens and half of them, whose interval is over episodes because windows of one
@@ -317,9 +314,7 @@ def read_metrics(workdir: pathlib.Path) -> list[dict[str, float]]:
 
 
 def last_row(rows: list[dict[str, float]], prefix: str) -> dict[str, float]:
-  """Returns the newest values of `prefix`, by what follows it: {"": x}, or {"1": x, "2": y,
-  ...}.
-  """
+  """Returns the newest values of `prefix`, by what follows it: {"": x} or {"1": x, "2": y}."""
   for row in reversed(rows):
     found = {
       name[len(prefix) :].lstrip("_"): v for name, v in row.items() if name.startswith(prefix)

@@ -1,6 +1,4 @@
-"""Tokenizers: chunks of actions <-> ordered tokens. One file each; the contract is in
-tokenizer.py.
-"""
+"""Tokenizers: chunks of actions <-> ordered tokens; the contract is in tokenizer.py."""
 
 from oat_jax.tokenizers.tokenizer import make
 from oat_jax.tokenizers.tokenizer import Tokenizer

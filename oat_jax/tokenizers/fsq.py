@@ -1,5 +1,4 @@
-"""Finite scalar quantisation (arXiv 2309.15505): a latent is bounded per dimension and rounded to a
-few levels.
+"""Finite scalar quantisation (arXiv 2309.15505): bounded latents, rounded to a few levels.
 
 The codebook is the product of the levels and is not learned; an id is a mixed-radix number whose
 first dimension runs fastest. Latents that leave `quantize` lie in [-1, 1].
@@ -19,9 +18,7 @@ def codebook_size(levels: Levels) -> int:
 
 
 def quantize(z: jax.Array, levels: Levels) -> jax.Array:
-  """Rounds unbounded latents (..., D_l) to the grid, in [-1, 1]; gradients pass straight through
-  the rounding.
-  """
+  """Rounds latents (..., D_l) to the grid in [-1, 1]; gradients pass straight through."""
   rounded = _bound(z, levels)
   rounded = rounded + jax.lax.stop_gradient(jnp.round(rounded) - rounded)
   return rounded / (np.asarray(levels) // 2)
@@ -46,9 +43,7 @@ def _basis(levels: Levels) -> np.ndarray:
 
 
 def _bound(z: jax.Array, levels: Levels) -> jax.Array:
-  """Squashes z so that rounding gives exactly `levels` values; an even number of levels needs an
-  offset of one half.
-  """
+  """Squashes z so that rounding gives `levels` values; an even number is offset by a half."""
   levels_array = np.asarray(levels)
   half = (levels_array - 1) * (1 + 1e-3) / 2
   offset = np.where(levels_array % 2 == 0, 0.5, 0.0)

@@ -1,5 +1,4 @@
-"""Ordered action tokenization (arXiv 2602.04215): registers, finite scalar quantisation, nested
-dropout.
+"""Ordered action tokenization (arXiv 2602.04215): registers, FSQ, nested dropout.
 
 An encoder reads the chunk and writes it into N registers; register i sees all actions and the
 registers up to i. Each is quantised to one token. A decoder rebuilds the chunk from the first K
@@ -133,9 +132,8 @@ class Network(nn.Module):
     kept_BN1 = (jnp.arange(N) < num_tokens_B[:, None])[..., None]
     x_BND = jnp.where(kept_BN1, x_BND, self.masked_1D.astype(x_BND.dtype))
     queries_BPD = self.queries_PD[None].astype(x_BND.dtype)
-    if (
-      c.dropout and not deterministic
-    ):  # dropout masks differ by row, so the rows part here already
+    # Dropout masks differ by row, so the rows part here already.
+    if c.dropout and not deterministic:
       queries_BPD = jnp.broadcast_to(queries_BPD, (B, P, c.width))
     causal_1PP = jnp.tril(jnp.ones((P, P), bool))[None]
     memory = self.decoder.memory(partitioning.constrain(x_BND, "batch", None, None))
@@ -151,9 +149,7 @@ class Network(nn.Module):
 
 
 def register_mask(num_positions: int, num_registers: int) -> np.ndarray:
-  """(T, T), T = positions + registers: actions see actions; register i sees all actions and
-  registers up to i.
-  """
+  """(T, T): actions see actions; register i sees all actions and registers up to i."""
   P, N = num_positions, num_registers
   mask_TT = np.zeros((P + N, P + N), bool)
   mask_TT[:, :P] = True
@@ -162,9 +158,7 @@ def register_mask(num_positions: int, num_registers: int) -> np.ndarray:
 
 
 def make(config: Config, spec: BatchSpec, statistics: tokenizer_lib.Statistics | None) -> Tokenizer:
-  """Returns OAT for chunks of `spec.action_horizon` steps; the contract is
-  `tokenizer.Tokenizer`.
-  """
+  """Returns OAT for chunks of `spec.action_horizon` steps; see `tokenizer.Tokenizer`."""
   N, C = config.num_tokens, spec.action_horizon
   if C % config.patch:
     raise ValueError(f"config.model.patch {config.patch} does not divide the action horizon {C}")
@@ -212,9 +206,7 @@ def make(config: Config, spec: BatchSpec, statistics: tokenizer_lib.Statistics |
     return tokenizer_lib.denormalize(params["statistics"], x_BCA, dataset_B)
 
   def loss(params, batch, key):
-    """Masked mean squared error of normalised actions, over valid steps and dimensions; one K an
-    example.
-    """
+    """Masked mean squared error of normalised actions; one K an example."""
     key_budget, key_dropout = jax.random.split(key)
     target_BCA = tokenizer_lib.normalize(params["statistics"], batch["actions"], batch["dataset"])
     num_tokens_B = jax.random.choice(key_budget, jnp.asarray(budgets), target_BCA.shape[:1])
@@ -245,9 +237,7 @@ def make(config: Config, spec: BatchSpec, statistics: tokenizer_lib.Statistics |
     return total, aux | {"codes_in_batch": jnp.sum(used_V)}
 
   def evaluate(params, batch):
-    """`mse` (B, N): squared error of normalised actions decoded from the first 1..N tokens;
-    `tokens` (B, N).
-    """
+    """`mse` (B, N) of normalised actions decoded from the first 1..N tokens; `tokens` (B, N)."""
     target_BCA = tokenizer_lib.normalize(params["statistics"], batch["actions"], batch["dataset"])
     codes_BNL = fsq.quantize(
       apply(params, target_BCA, batch["action_mask"], method="encode"), config.levels

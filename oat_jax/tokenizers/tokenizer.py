@@ -116,9 +116,7 @@ def _row(statistics: Mapping[str, jax.Array], name: str, dataset_B: jax.Array | 
 
 
 def _checked(tokenizer: Tokenizer) -> Tokenizer:
-  """Compiles encode and decode, and checks concrete arguments at the Python boundary, where an
-  error can still speak.
-  """
+  """Compiles encode and decode, and checks concrete arguments at the Python boundary."""
   spec, N, V = tokenizer.spec, tokenizer.max_tokens, tokenizer.vocab_size
   jit_encode, jit_decode = jax.jit(tokenizer.encode), jax.jit(tokenizer.decode)
 

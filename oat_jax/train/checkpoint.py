@@ -1,5 +1,4 @@
-"""Checkpoints: `checkpoints/STEP/{params,train,data}`, written by orbax; the only file that knows
-orbax.
+"""Checkpoints: `checkpoints/STEP/{params,train,data}`; the only file that knows orbax.
 
 `params` is the parameters' average, what acting and exporting need; `train` is the rest of the
 state; `data` is the integer step, the seed and the dataset's fingerprint, from which the stream of

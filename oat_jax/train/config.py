@@ -1,6 +1,4 @@
-"""The run's configuration as frozen dataclasses, and its validation; config files hold values
-only.
-"""
+"""The run's configuration as frozen dataclasses, and its validation."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -99,9 +97,7 @@ class Config:
 
 
 def freeze(values: Mapping[str, Any]) -> Config:
-  """Returns the checked configuration; ValueError names the key that does not exist or does not
-  fit.
-  """
+  """Returns the checked configuration; ValueError names the key that does not exist or fit."""
   config = config_lib.freeze(Config, values)
   return dataclasses.replace(config, model=plain(config.model))
 

@@ -22,9 +22,7 @@ class Split(NamedTuple):
 
 
 def load(data: config_lib.Data) -> Split:
-  """Reads the dataset and cuts it, by episode and stratified by task, into training and validation
-  windows.
-  """
+  """Reads the dataset; splits its episodes, stratified by task, into training and validation."""
   if not data.path:
     raise ValueError("config.data.path is empty; pass --config.data.path=DIR, an RLDS dataset")
   episodes = rlds.read(data.path, data.split, rlds.Fields(data.action, data.state, data.task))
@@ -81,9 +79,7 @@ def evenly(windows: Any, limit: int) -> Subset:
 def prepared(
   prepare: Callable[..., Any], params: Any, windows: Any, batch_size: int
 ) -> WithColumns:
-  """Computes what is computed once a window (tokens of the frozen tokenizer) and adds it to the
-  batches.
-  """
+  """Adds to batches what is computed once a window: tokens of the frozen tokenizer."""
   rows: dict[str, list[np.ndarray]] = {}
   for batch, valid_B in pipeline.epoch(windows, batch_size):
     for name, values in prepare(params, batch).items():

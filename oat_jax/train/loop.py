@@ -22,6 +22,7 @@ from oat_jax.data import pipeline
 from oat_jax.parallel import mesh as mesh_lib
 from oat_jax.train import checkpoint
 from oat_jax.train import config as config_lib
+from oat_jax.train import init_from
 from oat_jax.train import inputs
 from oat_jax.train import metrics as metrics_lib
 from oat_jax.train import models
@@ -91,10 +92,10 @@ def train(config: config_lib.Config, workdir: str | os.PathLike) -> pathlib.Path
   args = (key,) if tokenizer is None else (key, tokenizer.params)
   optimizer = optimizer_lib.make(config.optimizer, config.steps)
   state, shardings = state_lib.create(lambda: model.init(*args), model.axes(), optimizer, mesh)
-  if config.init_from and not checkpoint.steps(workdir):
-    state = _start_from(config.init_from, state)
-  # All that can be wrong with the configuration has been found by now; only now files are written.
   description = models.describe(config, spec, tokenizer, split.fingerprint)
+  if config.init_from and not checkpoint.steps(workdir):
+    state = init_from.start_from(config.init_from, state, model.axes(), description)
+  # All that can be wrong with the configuration has been found by now; only now files are written.
   with workdir_lib.claimed(workdir, description):
     _run(config, workdir, mesh, split, model, optimizer, state, shardings)
   return workdir
@@ -198,9 +199,7 @@ def _to_devices(batch: Any, sharding: jax.sharding.NamedSharding, batch_size: in
 
 
 def _shown(values: dict[str, float]) -> tuple[str, ...]:
-  """The few validation values that fit on a line: plain ones, and the first and last column of the
-  others.
-  """
+  """The validation values for a line: plain ones, and the others' first and last column."""
   last = max(
     (int(name.rsplit("_", 1)[1]) for name in values if name.rsplit("_", 1)[-1].isdigit()), default=1
   )
@@ -219,37 +218,6 @@ def _describe_run(model, state, split, workdir) -> None:
     f"{len(split.validation):,} held out; {len(jax.devices())} device(s)",
     flush=True,
   )
-
-
-def _start_from(workdir: str, state: state_lib.TrainState) -> state_lib.TrainState:
-  """Takes over another run's trained parameters where path and shape agree, and lists those that do
-  not.
-  """
-  _, other = checkpoint.load_params(workdir)
-  known = {
-    optimizer_lib.path_name(path): leaf
-    for path, leaf in jax.tree_util.tree_leaves_with_path(other["network"])
-  }
-  fresh = []
-
-  def one(path, leaf):
-    name = optimizer_lib.path_name(path)
-    found = known.get(name)
-    if found is None or found.shape != leaf.shape:
-      was = "missing there" if found is None else f"{list(found.shape)} there"
-      fresh.append(f"  {name} {list(leaf.shape)} ({was})")
-      return leaf
-    return jax.device_put(found.astype(leaf.dtype), leaf.sharding)
-
-  network = jax.tree_util.tree_map_with_path(one, state.params["network"])
-  total = len(jax.tree.leaves(network))
-  print(
-    f"{total - len(fresh)} of {total} arrays start from {workdir}; initialised afresh:", flush=True
-  )
-  print("\n".join(fresh) or "  none", flush=True)
-  params = state.params | {"network": network}
-  # Two copies: a donated step may not be given the same buffer twice.
-  return state._replace(params=params, ema_params=jax.tree.map(lambda x: x.copy(), params))
 
 
 @contextlib.contextmanager

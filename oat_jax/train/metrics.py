@@ -9,9 +9,7 @@ from tensorboardX import SummaryWriter
 
 
 class Writer:
-  """Writes scalars of one run; on resume, rows at or behind the restored step are dropped, so no
-  step appears twice.
-  """
+  """Writes scalars of one run; a resumed run drops rows behind its checkpoint and adds its own."""
 
   def __init__(self, workdir: pathlib.Path, total_steps: int, start_step: int, active: bool = True):
     self._total, self._active, self._quiet_seconds = total_steps, active, 0.0

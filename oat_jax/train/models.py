@@ -1,6 +1,4 @@
-"""From a run's configuration, or its working directory, to the tokenizer or policy that it is
-about.
-"""
+"""From a run's configuration, or its working directory, to its tokenizer or policy."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -78,9 +76,7 @@ def describe(
 
 
 def read_description(workdir: str | os.PathLike) -> dict[str, Any]:
-  """Returns `config.json` of a working directory; a clear error where it is missing, broken or from
-  the future.
-  """
+  """Returns `config.json` of a working directory; ValueError where it is broken or too new."""
   path = pathlib.Path(workdir) / "config.json"
   if not path.exists():
     raise FileNotFoundError(f"{workdir} is no working directory of a run: it has no config.json")
@@ -102,9 +98,7 @@ def build(
   statistics: Mapping[str, Mapping[str, np.ndarray]] | None,
   tokenizer: Tokenizer | None,
 ) -> Tokenizer | Policy:
-  """Returns the model of a run; `statistics` {"actions", "state"} is needed to initialise it, not
-  to load it.
-  """
+  """Returns the model of a run; only initialising it needs `statistics` {"actions", "state"}."""
   if config.kind == "tokenizer":
     actions = None if statistics is None else statistics["actions"]
     return tokenizers.make(config.model, spec, actions)
@@ -138,8 +132,7 @@ def load_tokenizer(workdir: str | os.PathLike) -> Trained:
 def check_tokenizer(
   trained: Trained, spec: BatchSpec, actions: Mapping[str, np.ndarray], where: str
 ) -> None:
-  """Raises ValueError where a trained tokenizer does not fit the data that a policy is to be
-  trained on.
+  """Raises ValueError where a trained tokenizer does not fit a policy's training data.
 
   Args:
     trained: the tokenizer.

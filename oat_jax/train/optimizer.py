@@ -1,6 +1,4 @@
-"""AdamW by parameter name: every parameter is frozen, decayed or not decayed by a rule, or it is an
-error.
-"""
+"""AdamW by parameter name: a rule must say of each parameter if it is frozen or decayed."""
 
 from collections.abc import Hashable
 import re
@@ -21,9 +19,7 @@ GROUPS = (
 
 
 def groups(params: Any) -> Any:
-  """Returns the params' tree with the group's name at every leaf; ValueError for a leaf that no
-  rule covers.
-  """
+  """Returns the params' tree with group names; ValueError for a leaf that no rule covers."""
 
   def one(path, _):
     name = path_name(path)

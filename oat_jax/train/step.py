@@ -1,6 +1,4 @@
-"""The train step: a free function (state, batch) -> (state, metrics), jitted here and nowhere
-else.
-"""
+"""The train step: a free function (state, batch) -> (state, metrics), jitted only here."""
 
 from collections.abc import Callable
 from typing import Any
@@ -49,9 +47,7 @@ def compile_train_step(
   mesh: jax.sharding.Mesh,
   shardings: TrainState,
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]:
-  """Returns the jitted step: state sharded as born and donated, batch over its rows, metrics
-  replicated.
-  """
+  """Returns the jitted step: state sharded as born and donated, batch sharded over its rows."""
 
   def step(state, batch):
     with partitioning.rules(sharding.RULES):

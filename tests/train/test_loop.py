@@ -1,4 +1,4 @@
-"""The loop: what a working directory holds, what crosses to the host, init_from."""
+"""The loop: what a working directory holds, what crosses to the host."""
 
 import json
 
@@ -9,7 +9,6 @@ import pytest
 import tiny
 
 from oat_jax import batch as batch_lib
-from oat_jax.train import checkpoint
 from oat_jax.train import inputs
 from oat_jax.train import loop
 from oat_jax.train import models
@@ -110,49 +109,6 @@ def test_harmless_settings_may_change_between_calls(dataset, tmp_path):
   loop.train(tiny.run_config("regression", dataset, steps=2), tmp_path / "run")
   changed = tiny.run_config("regression", dataset, steps=2, log_every=7, keep=5, mesh=(-1, 1, 1))
   loop.train(changed, tmp_path / "run")
-
-
-def test_init_from_takes_what_fits_and_lists_the_rest(dataset, tokenizer_workdir, tmp_path, capsys):
-  rate = {"learning_rate": 1e-30, "weight_decay": 0.0}  # so that a step changes nothing
-  settings = {"steps": 1, "optimizer": rate, "seed": 5}
-  wide = tiny.write_dataset(tmp_path / "wide", action_dim=4)
-  loop.train(tiny.run_config("tokenizer", wide, **settings), tmp_path / "fresh")
-  capsys.readouterr()
-  started = tiny.run_config("tokenizer", wide, init_from=str(tokenizer_workdir), **settings)
-  loop.train(started, tmp_path / "started")
-  printed = capsys.readouterr().out
-
-  flat = lambda params: {
-    jax.tree_util.keystr(path): x for path, x in jax.tree_util.tree_leaves_with_path(params)
-  }
-  source, fresh, got = (
-    flat(checkpoint.load_params(path)[1]["network"])
-    for path in (tokenizer_workdir, tmp_path / "fresh", tmp_path / "started")
-  )
-  unfit = {path for path in got if source[path].shape != got[path].shape}
-  assert unfit == {f"['{a}']['{b}']" for a, b in (
-    ("embed_actions", "w"), ("to_actions", "w"), ("to_actions", "b")
-  )}  # fmt: skip
-  for path in got:
-    expected = fresh[path] if path in unfit else source[path]
-    np.testing.assert_allclose(got[path], expected, rtol=0, atol=1e-20)
-  assert f"{len(got) - 3} of {len(got)} arrays start from {tokenizer_workdir}" in printed
-  assert "embed_actions/w [10, 32] ([8, 32] there)" in printed
-  assert "to_actions/b [8] ([6] there)" in printed and "to_actions/w" in printed
-  # Statistics are the new data's own.
-  statistics = checkpoint.load_params(tmp_path / "started")[1]["statistics"]
-  assert statistics["min"].shape == (1, 4)
-
-
-def test_init_from_the_same_shapes_takes_everything(dataset, tokenizer_workdir, tmp_path, capsys):
-  rate = {"learning_rate": 1e-30, "weight_decay": 0.0}
-  config = tiny.run_config(
-    "tokenizer", dataset, init_from=str(tokenizer_workdir), steps=1, optimizer=rate
-  )
-  loop.train(config, tmp_path / "run")
-  assert "initialised afresh:\n  none\n" in capsys.readouterr().out
-  source, got = (checkpoint.load_params(path)[1] for path in (tokenizer_workdir, tmp_path / "run"))
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-20), source, got)
 
 
 def test_tokens_computed_once_train_as_tokens_computed_in_the_step(
