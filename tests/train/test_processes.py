@@ -1,5 +1,6 @@
-"""Two real processes train as one does."""
+"""Two real processes train as one does, and stop and go on together."""
 
+import signal
 import socket
 
 import pytest
@@ -14,15 +15,18 @@ def free_port():
     return probe.getsockname()[1]
 
 
+def start_two(arguments):
+  arguments += [f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2"]
+  return [
+    tiny.start("launch/train.py", *arguments, f"--process_id={i}", **tiny.QUICK) for i in (0, 1)
+  ]
+
+
 @pytest.mark.parametrize("mesh", [(2, 1, 1), (1, 1, 2)])
 def test_two_processes_equal_one(mesh, dataset, tmp_path):
   values = tiny.run_values("tokenizer", dataset, steps=4, evaluate_every=2, save_every=2)
   alone = tiny.start("launch/train.py", *tiny.arguments(values, tmp_path / "one"), **tiny.QUICK)
-  arguments = tiny.arguments(values | {"mesh": mesh}, tmp_path / "two")
-  arguments += [f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2"]
-  pair = [
-    tiny.start("launch/train.py", *arguments, f"--process_id={i}", **tiny.QUICK) for i in (0, 1)
-  ]
+  pair = start_two(tiny.arguments(values | {"mesh": mesh}, tmp_path / "two"))
   for process in (alone, *pair):
     code, out, err = tiny.finish(process)
     assert code == 0, f"{out}\n{err}"
@@ -35,6 +39,29 @@ def test_two_processes_equal_one(mesh, dataset, tmp_path):
   assert step == 4
   known = tiny.to_bits(checkpoint.load_params(tmp_path / "one")[1]["statistics"])
   assert tiny.to_bits(params["statistics"]) == known
+
+
+def test_sigterm_to_one_process_stops_both_and_they_go_on_bit_for_bit(dataset, tmp_path):
+  values = tiny.run_values(
+    "tokenizer", dataset, mesh=(2, 1, 1), steps=200, log_every=5, evaluate_every=200, save_every=200
+  )
+  whole, parts = (tiny.arguments(values, tmp_path / name) for name in ("whole", "parts"))
+  uninterrupted, stopped = start_two(list(whole)), start_two(list(parts))
+  for line in stopped[0].stdout:
+    if "loss" in line:
+      break
+  stopped[1].send_signal(signal.SIGTERM)
+  for process in stopped:
+    code, _, err = tiny.finish(process)
+    assert code == 130 and "stopped by a signal at step" in err, err
+  step, _ = checkpoint.load_params(tmp_path / "parts")
+  assert f"at step {step};" in err and 5 <= step < 200
+  for process in start_two(list(parts)) + uninterrupted:
+    code, _, err = tiny.finish(process)
+    assert code == 0, err
+  ends = [checkpoint.load_params(tmp_path / name) for name in ("whole", "parts")]
+  assert ends[0][0] == ends[1][0] == 200
+  assert tiny.to_bits(ends[0][1]) == tiny.to_bits(ends[1][1])
 
 
 @pytest.mark.parametrize(
