@@ -53,7 +53,7 @@ def get_config(variant: str = "mt4") -> ConfigDict:
   config.model.patch = 4
   config.model.normalization = "min_max"
   config.model.nested_dropout = "uniform"
-  config.model.keep_all = 0.5
+  config.model.keep_all = 0.25
   config.model.cumulative_weight = 0.0
   config.model.cumulative_dims = ()
   config.model.dtype = "float32"
@@ -71,7 +71,7 @@ def get_config(variant: str = "mt4") -> ConfigDict:
 
   if variant == "mt4":
     # xyz are displacements; the gripper is not.
-    config.model.cumulative_weight = 0.02
+    config.model.cumulative_weight = 0.1
     config.model.cumulative_dims = (0, 1, 2)
   elif variant == "bridge":
     config.data.task = ""
