@@ -4,8 +4,9 @@ Examples:
   python launch/benchmark.py train --out=runs/bench/train.json
   python launch/benchmark.py act --out=runs/bench/act.json
 
-Sections: train (steps/s of tokenizer and policy), act (ms by K), data (windows/s). Read times as
-ratios within one run, or as CPU seconds beside the calibration kernel's of the same run.
+Sections: train (steps/s of tokenizer and policy), act (ms by K, on one core), data (windows/s).
+Read times as ratios within one run, or as CPU seconds beside the calibration kernel's of the same
+run.
 """
 
 import json
@@ -17,6 +18,9 @@ from absl import flags
 import command
 
 _OUT = flags.DEFINE_string("out", None, "JSON file to write.", required=True)
+_CORES = flags.DEFINE_integer(
+  "cores", None, "Pins the run to so many of its cores; 0 is all. 1 for act, else 0, if unset."
+)
 SECTIONS = ("train", "act", "data")
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 
@@ -30,6 +34,8 @@ def main(section: str) -> None:
 
   if section not in SECTIONS:
     raise ValueError(f"section is '{section}'; it must be one of: {', '.join(SECTIONS)}")
+  # Before jax counts the cores: a robot's act has one, and further threads would only spin.
+  clock.pin(int(section == "act") if _CORES.value is None else _CORES.value)
   configs = {
     f"{kind}_{size}": runpy.run_path(str(CONFIGS / f"{kind}_oat.py"))["get_config"](size)
     for kind in ("tokenizer", "policy")

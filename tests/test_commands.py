@@ -3,17 +3,12 @@
 import json
 import pathlib
 import re
-import runpy
 
 import pytest
 import tiny
 
 LAUNCH = sorted(p.name for p in (tiny.ROOT / "launch").glob("*.py") if p.name != "command.py")
 CONFIGS = sorted(p.name for p in (tiny.ROOT / "configs").glob("*.py"))
-
-
-def get_config(name, *variant):
-  return runpy.run_path(str(tiny.ROOT / "configs" / name))["get_config"](*variant)
 
 
 def documented(name):
@@ -46,7 +41,7 @@ def test_every_documented_variant_freezes_and_makes_its_models(name, variant):
   from oat_jax.study import quickstart
   from oat_jax.train import config as train_config
 
-  values = get_config(name, variant)
+  values = tiny.get_config(name, variant)
   if name == "quickstart.py":
     config = config_lib.freeze(quickstart.Config, values)
     assert config.evaluate.headline_replan in config.evaluate.replans
@@ -71,19 +66,21 @@ def make(run):
     assert tokenizers.make(run.model, spec).max_tokens == 8
   else:
     over_tokens = run.model["name"] == "autoregressive"
-    inner = tokenizers.make(get_config("tokenizer_oat.py").model, spec) if over_tokens else None
+    inner = (
+      tokenizers.make(tiny.get_config("tokenizer_oat.py").model, spec) if over_tokens else None
+    )
     assert policies.make(run.model, spec, None, inner).spec == spec
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_default_variant_is_the_first_documented(name):
-  assert get_config(name).to_dict() == get_config(name, documented(name)[0]).to_dict()
+  assert tiny.get_config(name).to_dict() == tiny.get_config(name, documented(name)[0]).to_dict()
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_an_unknown_variant_is_an_error_that_lists_all(name):
   with pytest.raises(ValueError, match="unknown variant 'nope'") as error:
-    get_config(name, "nope")
+    tiny.get_config(name, "nope")
   assert all(re.search(rf"\b{variant}\b", str(error.value)) for variant in documented(name))
 
 

@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 import tiny
 
+from oat_jax.evaluate import rollout
+from oat_jax.study import evaluation
+
 pytest.importorskip("metaworld", reason="the extra `sim` is not installed")
 
 TASKS = ("box-close", "coffee-pull", "disassemble", "stick-pull")
@@ -177,3 +180,28 @@ def test_the_ceiling_runs_the_expert_through_the_tokenizer(quickstart, tmp_path)
   assert content["success"]["ceiling"]["16"]["overall"]["8"]["k"] <= 1
   assert "## ceiling, 16 steps executed" in (tmp_path / "evaluation.md").read_text()
   assert not (quickstart[0] / "tokenizer" / "report").exists()
+
+
+def test_an_evaluation_that_was_stopped_goes_on(quickstart, tmp_path, monkeypatch):
+  run, calls = rollout.run, []
+
+  def evaluate(out, **changes):
+    settings = {"num_tokens": (1, 8), "replans": (8,), "episodes": 1, "max_steps": 16}
+    settings |= {"temperature": 1.0, "out": str(tmp_path / out)} | changes
+    workdir = str(quickstart[0] / "policy")
+    return evaluation.evaluate(workdir, "metaworld/mt4", **settings)["episodes"]
+
+  def stops(*args, **settings):
+    calls.append(settings["num_tokens"])
+    if len(calls) == 2:
+      raise KeyboardInterrupt
+    return run(*args, **settings)
+
+  whole = evaluate("whole")
+  monkeypatch.setattr(rollout, "run", stops)
+  with pytest.raises(KeyboardInterrupt):
+    evaluate("parts")
+  assert evaluate("parts") == whole and calls == [1, 8, 8]
+  assert evaluate("parts", num_tokens=(8,)) == whole and len(calls) == 3
+  evaluate("parts", first_seed=50_000)  # other goals: nothing is known about them
+  assert calls == [1, 8, 8, 1, 8]

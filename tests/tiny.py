@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import runpy
 import subprocess
 import sys
 
@@ -199,6 +200,11 @@ def run_config(kind, dataset, **changes):
   from oat_jax.train import config
 
   return config.freeze(run_values(kind, dataset, **changes))
+
+
+def get_config(name, *variant):
+  """The values of a shipped config file."""
+  return runpy.run_path(str(ROOT / "configs" / name))["get_config"](*variant)
 
 
 def arguments(values, workdir):

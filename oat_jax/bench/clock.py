@@ -27,6 +27,19 @@ def cost(call: Callable[[], Any], repeats: int, warm_up: int = 2) -> Cost:
   return Cost((time.process_time() - cpu) / repeats, (time.perf_counter() - wall) / repeats)
 
 
+def pin(cores: int) -> None:
+  """Keeps this process on its first so many cores; call it before jax counts them. 0 is all."""
+  if not cores:
+    return
+  if not hasattr(os, "sched_setaffinity"):
+    print("this system cannot pin a process to cores: measuring on all of them", flush=True)
+    return
+  mine = sorted(os.sched_getaffinity(0))
+  if not 1 <= cores <= len(mine):
+    raise ValueError(f"--cores={cores}: this process may use 1..{len(mine)}")
+  os.sched_setaffinity(0, mine[:cores])
+
+
 def calibration() -> dict[str, float]:
   """The kernel that figures are read against: a product of two 1024 x 1024 float32 matrices."""
   x = jnp.ones((1024, 1024), jnp.float32)

@@ -145,6 +145,9 @@ def evaluate(
 ) -> dict[str, Any]:
   """Evaluates a policy, or with `ceiling` a tokenizer and the expert; writes the report.
 
+  The report grows by one setting (K, R) at a time. Those that it already holds for the same model,
+  goals and versions are kept and not run again: an evaluation that was stopped goes on.
+
   Args:
     workdir: of the policy; of the tokenizer (or of a policy that holds one) for a ceiling.
     suite_name: a registered suite.
@@ -189,6 +192,7 @@ def evaluate(
   facts: dict[str, Any] = {
     "workdir": pathlib.Path(workdir).name,
     "step": trained.step,
+    "model": models.digest(trained),
     "suite": suite_name,
     "episodes_per_task": episodes,
     "first_seed": first_seed,
@@ -196,32 +200,55 @@ def evaluate(
     "sampling": sampling._asdict(),
     "versions": versions(),
   }
-  actor = None
-  if not ceiling:
-    actor = PolicyActor(trained, sampling)
-    facts["act_ms"] = act_latency_ms(actor, budgets)
-  elif tokenizer is None:
+  target = pathlib.Path(workdir) / "report" if out is None else pathlib.Path(out)
+  if ceiling and tokenizer is None:
     raise ValueError(f"a ceiling needs a tokenizer; {workdir} holds a policy without one")
-  rows: list[rollout.Episode] = []
+  actor = None if ceiling else PolicyActor(trained, sampling)
+  known, act_ms = _known(target, facts, pairs)
+  if actor is not None:
+    act_ms |= act_latency_ms(actor, [K for K in budgets if str(K) not in act_ms])
+  facts["act_ms"] = act_ms
   with vector.VectorEnv(
     suite_name, processes, observation_steps=trained.spec.observation_steps, max_steps=max_steps
   ) as env:
-    for R in replans:
-      if actor is None:
-        rows += rollout.run(env, expert_driver(env, R), pairs, replan=R, method="expert")
-      for K in budgets:
-        if actor is None:
-          method, act = "ceiling", ceiling_driver(env, trained, K)
-        else:
-          method, act = trained.config.model["name"], actor.driver(tasks, K)
-        rows += rollout.run(env, act, pairs, replan=R, method=method, num_tokens=K)
-  out = str(pathlib.Path(workdir) / "report") if out is None else out
-  summary = report.write(out, rows, facts)
+    settings = [(R, K) for R in replans for K in ([0] if ceiling else []) + budgets]
+    for R, K in settings:
+      if actor is not None:
+        method, act = trained.config.model["name"], actor.driver(tasks, K)
+      elif K:
+        method, act = "ceiling", ceiling_driver(env, trained, K)
+      else:
+        method, act = "expert", expert_driver(env, R)
+      if (method, R, K) in known:
+        print(f"{method} R={R}" + f" K={K}" * bool(K) + ": evaluated already", flush=True)
+        continue
+      rows = rollout.run(env, act, pairs, replan=R, method=method, num_tokens=K)
+      known[method, R, K] = rows
+      report.write(target, list(itertools.chain(*known.values())), facts)
+  rows = list(itertools.chain(*known.values()))
+  summary = report.write(target, rows, facts)
   for name, by_replan in summary.items():
     for R, rates in by_replan.items():
       print(f"\n{name}, {R} steps executed of each chunk\n{report.table(rates)}", flush=True)
-  print(f"\nwrote {out}/evaluation.json and evaluation.md", flush=True)
+  print(f"\nwrote {target}/evaluation.json and evaluation.md", flush=True)
   return {"facts": facts, "success": summary, "episodes": [row._asdict() for row in rows]}
+
+
+def _known(
+  target: pathlib.Path, facts: dict[str, Any], pairs: Sequence[tuple[str, int]]
+) -> tuple[dict[tuple[str, int, int], list[rollout.Episode]], dict[str, Any]]:
+  """Returns whole settings {(method, R, K): rows} and act_ms of a report of the same facts."""
+  path = target / "evaluation.json"
+  content = json.loads(path.read_text()) if path.exists() else {"facts": {}}
+  if {name: content["facts"].get(name) for name in facts} != facts:
+    return {}, {}
+  groups: dict[tuple[str, int, int], list[rollout.Episode]] = {}
+  for values in content["episodes"]:
+    row = rollout.Episode(**values)
+    groups.setdefault((row.method, row.replan, row.num_tokens), []).append(row)
+  whole = lambda rows: [(row.task, row.seed) for row in rows] == list(pairs)
+  known = {setting: rows for setting, rows in groups.items() if whole(rows)}
+  return known, content["facts"]["act_ms"]
 
 
 def _check_goals_unused(data_path: str, suite_name: str, first_seed: int, episodes: int) -> None:

@@ -1,7 +1,5 @@
 """Optimiser groups cover every parameter of every shipped model; schedules and averages."""
 
-import importlib.util
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,11 +17,8 @@ def abstract_params(name):
   """The shapes of a shipped configuration's parameters, and its configuration."""
   from oat_jax.train import config as config_lib
 
-  file, _, variant = name.partition(":")
-  spec = importlib.util.spec_from_file_location(file, tiny.ROOT / "configs" / f"{file}.py")
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  config = config_lib.freeze(module.get_config(*([variant] if variant else [])))
+  file, *variant = name.split(":")
+  config = config_lib.freeze(tiny.get_config(f"{file}.py", *variant))
   batch_spec = tiny.spec(action_horizon=32, action_dim=4, state_dim=39)
   statistics = {"actions": tiny.statistics(4), "state": tiny.statistics(39)}
   tokenizer = tiny.tokenizer(batch_spec)
