@@ -1,4 +1,4 @@
-"""Packaging of oat_jax. The core acts on what was trained; extras train, simulate and develop."""
+"""Packaging of oat_jax. Extras: train, sim, tpu, cuda, dev; `make` installs train, sim and dev."""
 
 import pathlib
 import re
@@ -31,7 +31,6 @@ EXTRAS = {
     "pytest>=8",
     "pytest-xdist>=3.6",
     "hypothesis>=6.100",
-    "chex>=0.1.89",
     "ruff>=0.14",
     "pyright>=1.1.400",
   ],

@@ -67,11 +67,13 @@ def get_config(variant: str = "mt4") -> ConfigDict:
   config.optimizer.ema_max = 0.999
 
   if variant == "published":
+    config.steps = 500_000
     config.batch_size = 256
     config.model.width = 256
     config.model.dropout = 0.1
     config.optimizer.learning_rate = 5e-5
     config.optimizer.schedule = "constant"
+    config.optimizer.warmup_steps = 100
     config.optimizer.weight_decay = 0.0
     config.optimizer.ema_max = 0.9999
   elif variant != "mt4":

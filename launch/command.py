@@ -33,7 +33,9 @@ def run(main: Callable[..., Any], positional: str = "") -> None:
     except _USER_ERRORS as error:
       if _DEBUG.value:
         raise
-      _print(error)
+      # What a user can mend is a ValueError, an OSError, an ImportError; others may be our fault.
+      ours = isinstance(error, RuntimeError | ArithmeticError)
+      _print(error, " (--debug shows where)" if ours else "")
       return 1
     except KeyboardInterrupt as stop:
       if _DEBUG.value:
@@ -67,7 +69,7 @@ def _parse(argv: list[str]) -> list[str]:
     sys.exit(1)
 
 
-def _print(error: BaseException) -> None:
+def _print(error: BaseException, hint: str = "") -> None:
   """Prints an error as one line, without what it was raised from."""
   name = type(error).__name__
   while error.args and isinstance(error.args[0], BaseException):
@@ -76,4 +78,4 @@ def _print(error: BaseException) -> None:
   text = f"{name}: {text}"
   if "Traceback" in text:  # of a config file, inside absl's message
     text = text.strip().splitlines()[-1]
-  print(" ".join(text.split()), file=sys.stderr)
+  print(" ".join(text.split()) + hint, file=sys.stderr)

@@ -30,6 +30,9 @@ _MAX_STEPS = flags.DEFINE_integer(
   "max_steps", None, "Control steps an episode; the suite's by default."
 )
 _PROCESSES = flags.DEFINE_integer("processes", None, "Simulator processes; one per core if unset.")
+_REPLACE = flags.DEFINE_bool(
+  "replace", False, "Give up a report of another model, other goals or versions that lies in OUT."
+)
 _OUT = flags.DEFINE_string("out", None, "Report directory; WORKDIR/report by default.")
 
 
@@ -50,6 +53,7 @@ def main() -> None:
     max_steps=_MAX_STEPS.value,
     processes=_PROCESSES.value,
     out=_OUT.value,
+    replace=_REPLACE.value,
   )
 
 

@@ -21,6 +21,9 @@ import numpy as np
 
 Batch = Mapping[str, Any]
 
+# The parts of a batch that a policy acts on.
+ACTING = ("observation", "observation_mask", "dataset")
+
 
 @dataclasses.dataclass(frozen=True)
 class BatchSpec:
@@ -91,8 +94,14 @@ def fake(spec: BatchSpec, batch_size: int, seed: int = 0) -> dict[str, Any]:
   }
 
 
-def check(batch: Batch, spec: BatchSpec) -> None:
-  """Raises ValueError, naming the leaf, where a batch departs from the spec or is not finite."""
+def check(batch: Batch, spec: BatchSpec, names: tuple[str, ...] | None = None) -> None:
+  """Raises ValueError, naming the leaf, where a batch departs from the spec or is not finite.
+
+  Args:
+    batch: numpy arrays, or arrays that are as concrete.
+    spec: what it should be.
+    names: of the parts to look at, e.g. `ACTING`; all if None.
+  """
   if "dataset" not in batch:
     raise ValueError(f"batch has no 'dataset'; it holds {sorted(batch)}")
   batch_size = len(batch["dataset"])
@@ -115,4 +124,13 @@ def check(batch: Batch, spec: BatchSpec) -> None:
         first = np.argwhere(~np.isfinite(value))[0].tolist()
         raise ValueError(f"batch '{where}' holds NaN or infinity at index {first}")
 
-  visit(shapes(spec, batch_size), batch, "")
+  like = shapes(spec, batch_size)
+  visit({name: like[name] for name in names or like}, batch, "")
+  counts = {"task": spec.num_tasks, "dataset": spec.num_datasets}
+  for name, ids_B in (("task", batch["observation"]["task"]), ("dataset", batch["dataset"])):
+    outside = (ids_B < 0) | (ids_B >= counts[name])
+    if outside.any():
+      row = int(np.flatnonzero(outside)[0])
+      raise ValueError(
+        f"batch '{name}' is {ids_B[row]} in row {row}; it must be in 0..{counts[name] - 1}"
+      )

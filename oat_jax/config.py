@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 import dataclasses
 import difflib
+import importlib
 import types
 import typing
 from typing import Any, TypeVar
@@ -39,6 +40,23 @@ def freeze(cls: type[ConfigT], values: Mapping[str, Any], where: str = "config")
   return cls(**frozen)
 
 
+def freeze_model(values: Mapping[str, Any], modules: Mapping[str, str]) -> tuple[Any, Any]:
+  """Returns (module, its frozen `Config`) of the model that `values["name"]` names.
+
+  Args:
+    values: of the model's own `Config`, plus `name`.
+    modules: importable module by name.
+
+  Raises:
+    ValueError: an unknown name, or values that do not fit.
+  """
+  rest = dict(values)
+  name = rest.pop("name", "")
+  choose(name, modules, "config.model.name")
+  module = importlib.import_module(modules[name])
+  return module, freeze(module.Config, rest, "config.model")
+
+
 def _coerce(value: Any, hint: Any, where: str) -> Any:
   if dataclasses.is_dataclass(hint):
     if not isinstance(value, Mapping) and not hasattr(value, "items"):
@@ -59,7 +77,7 @@ def _coerce(value: Any, hint: Any, where: str) -> Any:
     return float(value)
   if isinstance(hint, type) and hint is not Any:
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-      raise ValueError(f"{where} is {value!r}; it must be a {hint.__name__}")
+      raise ValueError(f"{where} is {value!r}; expected {hint.__name__}")
   return value
 
 

@@ -78,6 +78,27 @@ def test_check_says_where_values_are_not_finite(bad):
     batch_lib.check(batch, SPEC)
 
 
+@pytest.mark.parametrize(
+  ("name", "bad", "last"), [("task", 2, 1), ("task", -1, 1), ("dataset", 3, 2)]
+)
+def test_check_says_which_id_is_out_of_range(name, bad, last):
+  batch = batch_lib.fake(SPEC, 4)
+  (batch["observation"] if name == "task" else batch)[name][2] = bad
+  with pytest.raises(ValueError, match=rf"'{name}' is {bad} in row 2; it must be in 0..{last}"):
+    batch_lib.check(batch, SPEC)
+
+
+def test_check_may_look_at_what_acting_needs_alone():
+  batch = batch_lib.fake(SPEC, 4)
+  seen = {name: batch[name] for name in batch_lib.ACTING}
+  batch_lib.check(seen, SPEC, batch_lib.ACTING)
+  with pytest.raises(ValueError, match="no 'action"):
+    batch_lib.check(seen, SPEC)
+  seen["observation"]["state"][1, 0, 0] = np.nan
+  with pytest.raises(ValueError, match="'observation/state' holds NaN"):
+    batch_lib.check(seen, SPEC, batch_lib.ACTING)
+
+
 def test_a_spec_has_no_empty_axis():
   names = ("observation_steps", "action_horizon", "action_dim", "state_dim", "num_datasets")
   for name in names:

@@ -1,5 +1,6 @@
 """The whole way in miniature, by the commands that a user types: demonstrations to report."""
 
+import ast
 import json
 import re
 import shutil
@@ -11,6 +12,7 @@ import tiny
 
 from oat_jax.evaluate import rollout
 from oat_jax.study import evaluation
+from oat_jax.study import quickstart as study
 
 pytest.importorskip("metaworld", reason="the extra `sim` is not installed")
 
@@ -93,6 +95,8 @@ def test_the_summary_has_every_field_that_was_promised(summary):
   assert set(summary["token_accuracy"]) == every_K
   assert all(0 <= value <= 1 for value in summary["token_accuracy"].values())
   assert 1 <= summary["code_usage"] <= 1000
+  assert set(summary["data_wait"]) == set(MODELS)
+  assert all(0 <= value < 1 for value in summary["data_wait"].values())
   assert set(summary["act_ms"]) == {"1", "8"}
   for value in summary["act_ms"].values():
     assert 0 < value["p50"] <= value["p95"]
@@ -203,5 +207,27 @@ def test_an_evaluation_that_was_stopped_goes_on(quickstart, tmp_path, monkeypatc
     evaluate("parts")
   assert evaluate("parts") == whole and calls == [1, 8, 8]
   assert evaluate("parts", num_tokens=(8,)) == whole and len(calls) == 3
-  evaluate("parts", first_seed=50_000)  # other goals: nothing is known about them
+  with pytest.raises(ValueError, match="first_seed 100000 there, 50000 now.*or --replace"):
+    evaluate("parts", first_seed=50_000)
+  evaluate("parts", first_seed=50_000, replace=True)  # nothing is known about other goals
   assert calls == [1, 8, 8, 1, 8]
+
+
+@pytest.mark.parametrize(
+  ("flag", "message"),
+  [
+    ("evaluate.num_tokens=(1,9)", "config.evaluate.num_tokens is 9; it must be in 1..8"),
+    ("evaluate.replans=(8,33)", "config.evaluate.replans is 33; it must be in 1..32"),
+    ("evaluate.episodes=0", "config.evaluate.episodes is 0; it must be at least 1"),
+    ("policy.data.action_horizon=16", "config.policy.data.action_horizon is 16"),
+    ("policy.model.layers=0", "config.model.layers is 0; it must be at least 1"),
+    ("suite=metaworld/mt5", "there is no suite 'metaworld/mt5'"),
+  ],
+)
+def test_a_setting_of_a_late_stage_is_refused_before_the_first(flag, message, tmp_path):
+  values = tiny.get_config("quickstart.py", "mini")
+  name, _, value = flag.partition("=")
+  values.update_from_flattened_dict({name: value if name == "suite" else ast.literal_eval(value)})
+  with pytest.raises(ValueError, match=re.escape(message)):
+    study.run(values, tmp_path / "out")
+  assert not (tmp_path / "out").exists()

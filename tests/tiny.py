@@ -86,7 +86,7 @@ def trainer(model, init_args=(), config=None, on=None):
   """Returns run(batches, each=None) -> (state, [metrics of each step as floats]).
 
   Every run begins afresh, with the program compiled for the first one; `each(state)` is called
-  behind every step.
+  behind every step. `run.lowered(batch)` is the text of the step's program.
   """
   import jax
 
@@ -112,6 +112,7 @@ def trainer(model, init_args=(), config=None, on=None):
         each(at)
     return at, rows
 
+  run.lowered = lambda batch: train_step.lower(first, batch).as_text()
   return run
 
 

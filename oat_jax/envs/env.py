@@ -80,51 +80,23 @@ class Env(Protocol):
     ...
 
 
-_METAWORLD = {
-  "box-close": "put the lid on the box",
-  "button-press-topdown": "press the button from above",
-  "coffee-pull": "pull the mug away from the coffee machine",
-  "disassemble": "lift the nut off the peg",
-  "door-open": "open the door",
-  "drawer-close": "close the drawer",
-  "drawer-open": "open the drawer",
-  "peg-insert-side": "insert the peg into the hole from the side",
-  "pick-place": "pick up the puck and bring it to the goal",
-  "push": "push the puck to the goal",
-  "reach": "reach the goal",
-  "stick-pull": "pull the thermos with the stick",
-  "window-close": "close the window",
-  "window-open": "open the window",
-}
-
-
-def _metaworld(name: str, tasks: tuple[str, ...], max_steps: int) -> Suite:
-  return Suite(
-    name=f"metaworld/{name}",
-    tasks=tasks,
-    max_steps=max_steps,
+_SUITES = {
+  # The four tasks on which OAT reports MetaWorld (arXiv 2602.04215).
+  "metaworld/mt4": Suite(
+    name="metaworld/mt4",
+    tasks=("box-close", "coffee-pull", "disassemble", "stick-pull"),
+    max_steps=300,
     action_dim=4,
     state_dim=39,
     proprioception_dim=4,
-    instructions={task: _METAWORLD[task] for task in tasks},
-  )
-
-
-_SUITES = {
-    suite.name: suite
-    for suite in (
-        # The four tasks on which OAT reports MetaWorld (arXiv 2602.04215).
-        _metaworld("mt4", ("box-close", "coffee-pull", "disassemble", "stick-pull"), 300),
-        _metaworld(
-            "mt10",
-            (
-                "reach", "push", "pick-place", "door-open", "drawer-open", "drawer-close",
-                "button-press-topdown", "peg-insert-side", "window-open", "window-close",
-            ),
-            500,
-        ),
-    )
-}  # fmt: skip
+    instructions={
+      "box-close": "put the lid on the box",
+      "coffee-pull": "pull the mug away from the coffee machine",
+      "disassemble": "lift the nut off the peg",
+      "stick-pull": "pull the thermos with the stick",
+    },
+  ),
+}
 
 
 def suite(name: str) -> Suite:

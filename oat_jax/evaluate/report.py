@@ -91,7 +91,7 @@ def write(out: str | os.PathLike, rows: Sequence[Episode], facts: dict[str, Any]
       if len(budgets) > 1:
         difference = paired_difference(chosen, budgets[-1], budgets[0])
         text += [
-          f"K={budgets[-1]} less K={budgets[0]}, paired by goal: {points(difference)}.",
+          f"K={budgets[-1]} against K={budgets[0]}, on the same goals: {points(difference)}.",
           "",
         ]
   text.append("Success rates with 95 % Wilson intervals.")

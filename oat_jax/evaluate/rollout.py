@@ -19,7 +19,7 @@ class Episode(NamedTuple):
   """One row of a report.
 
   Attributes:
-    method: who acted: policy, regression, ceiling, expert.
+    method: who acted: the policy's name, ceiling, or expert.
     num_tokens: K, or 0 where there are no tokens.
     replan: R, steps executed of each chunk.
     task, seed: of the episode; the seed fixes the goal.

@@ -4,7 +4,9 @@ Boxes that carry the names never leave this module's functions: parameters are p
 everywhere else.
 """
 
+from collections.abc import Iterator
 import contextlib
+import contextvars
 from typing import Any
 
 from flax import linen as nn
@@ -34,11 +36,34 @@ def logical_axes(module: nn.Module, *args: Any, method: str | None = None) -> An
   )
 
 
+_active: contextvars.ContextVar[tuple[dict[str, Any], jax.sharding.Mesh] | None]
+_active = contextvars.ContextVar("_active", default=None)
+
+
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
-  """Pins an activation's sharding by logical names; does nothing outside `rules`."""
-  return nn.with_logical_constraint(x, names)  # pyright: ignore[reportPrivateImportUsage]
+  """Pins an activation's sharding by logical names; does nothing outside `rules`.
+
+  An axis of size 1, which stands for all rows, is left whole. ValueError for a name without a rule.
+  """
+  active = _active.get()
+  if active is None:
+    return x
+  table, mesh = active
+  unknown = [name for name in names if name is not None and name not in table]
+  if unknown:
+    raise ValueError(f"no sharding rule for activation axis '{unknown[0]}'; rules: {sorted(table)}")
+  entries = [
+    None if name is None or size == 1 else table[name]
+    for name, size in zip(names, x.shape, strict=True)
+  ]
+  return jax.lax.with_sharding_constraint(x, jax.NamedSharding(mesh, jax.P(*entries)))
 
 
-def rules(table: tuple[tuple[str, Any], ...]) -> contextlib.AbstractContextManager[None]:
-  """The context under which `constrain` maps logical names to mesh axes."""
-  return nn.logical_axis_rules(table)
+@contextlib.contextmanager
+def rules(table: tuple[tuple[str, Any], ...], mesh: jax.sharding.Mesh) -> Iterator[None]:
+  """The context, while a step is traced, under which `constrain` maps names to axes of `mesh`."""
+  token = _active.set((dict(table), mesh) if mesh.size > 1 else None)
+  try:
+    yield
+  finally:
+    _active.reset(token)

@@ -112,7 +112,7 @@ class Transformer(nn.Module):
     """Runs the stack.
 
     Args:
-      x_BTD: input linear.
+      x_BTD: embedded inputs.
       mask_BTS: true where row T may look at column S; S is T, or the cache's length.
       memory: `self.memory(...)`, for a stack with cross-attention.
       cache: keys and values of earlier rows; the rows of x are written from position `index` on.

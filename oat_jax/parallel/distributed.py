@@ -1,4 +1,4 @@
-"""Process groups: explicit flags here; what jax detects by itself is left to jax."""
+"""Process groups, joined by explicit flags."""
 
 import jax
 

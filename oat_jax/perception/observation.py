@@ -1,4 +1,4 @@
-"""Observation encoder: state history and task -> observation tokens and a pooled vector.
+"""Observation encoder: state history and task -> observation tokens.
 
 Every observation step becomes one token, made from its normalised state and the task's embedding;
 steps before the episode's start are marked, not hidden, so that a policy can tell "just started"
@@ -13,6 +13,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from oat_jax import config as config_lib
 from oat_jax.batch import BatchSpec
 from oat_jax.nn import initializers
 from oat_jax.nn import linear
@@ -26,6 +27,14 @@ class Config:
   clip: float = 5.0  # of normalised states: an unseen one must not blow up the policy
   # Standard deviation of the noise added to normalised states in training.
   noise: float = 0.0
+
+  def __post_init__(self):
+    where = "config.model.observation"
+    for name in ("hidden", "task_width"):
+      config_lib.at_least(getattr(self, name), 1, f"{where}.{name}")
+    config_lib.at_least(self.noise, 0, f"{where}.noise")
+    if not self.clip > 0:
+      raise ValueError(f"{where}.clip is {self.clip}; it must be above 0")
 
 
 def normalize(

@@ -172,8 +172,7 @@ def make(config: Config, spec: BatchSpec, statistics: Any, tokenizer: Tokenizer 
 
     def error(num_tokens):
       actions_BCA = tokenizer.decode(inner, info["tokens_BN"], num_tokens, batch["dataset"])
-      x_BCA = tokenizer_lib.normalize(inner["statistics"], actions_BCA, batch["dataset"])
-      return tokenizer_lib.chunk_mse(inner["statistics"], batch, x_BCA)
+      return tokenizer_lib.chunk_mse(inner["statistics"], batch, actions_BCA)
 
     return {
       "cross_entropy": cross_entropy_BN,

@@ -5,11 +5,12 @@ parameters, so that a checkpoint of a policy is all that acting needs.
 """
 
 from collections.abc import Callable, Mapping
-import importlib
 from typing import Any, NamedTuple
 
 import jax
+from jax import core
 
+from oat_jax import batch as batch_lib
 from oat_jax import config as config_lib
 from oat_jax.batch import BatchSpec
 from oat_jax.tokenizers.tokenizer import Tokenizer
@@ -82,9 +83,21 @@ def make(
   Raises:
     ValueError: an unknown name, or a config key that the policy does not have.
   """
-  values = dict(config)
-  name = values.pop("name", "")
-  config_lib.choose(name, MODULES, "config.model.name")
-  module = importlib.import_module(MODULES[name])
-  frozen = config_lib.freeze(module.Config, values, "config.model")
-  return module.make(frozen, spec, statistics, tokenizer)
+  module, frozen = freeze(config)
+  return _checked(module.make(frozen, spec, statistics, tokenizer))
+
+
+def freeze(config: Mapping[str, Any]) -> tuple[Any, Any]:
+  """Returns the module that `config["name"]` names and its checked `Config`; errors as `make`'s."""
+  return config_lib.freeze_model(config, MODULES)
+
+
+def _checked(policy: Policy) -> Policy:
+  """Checks what `act` is given, at the Python boundary; under jit that is up to the caller."""
+
+  def act(params, batch, key, num_tokens=None, sampling=Sampling()):
+    if not any(isinstance(leaf, core.Tracer) for leaf in jax.tree.leaves(batch)):
+      batch_lib.check(batch, policy.spec, batch_lib.ACTING)
+    return policy.act(params, batch, key, num_tokens, sampling)
+
+  return policy._replace(act=act)

@@ -49,7 +49,7 @@ class Network(nn.Module):
 
 
 def make(config: Config, spec: BatchSpec, statistics: Any, tokenizer: Tokenizer | None) -> Policy:
-  """Returns the regression policy; without tokens, `num_tokens` and `sampling` change nothing."""
+  """Returns the regression policy; it has no tokens: `num_tokens` is 1 or None."""
   if tokenizer is not None:
     raise ValueError("config.tokenizer is set, but the model 'regression' uses none")
   network = Network(config, spec)
@@ -89,8 +89,8 @@ def make(config: Config, spec: BatchSpec, statistics: Any, tokenizer: Tokenizer 
 
   def evaluate(params, batch):
     """`chunk_mse` (B,): squared error of normalised actions over valid steps."""
-    statistics = params["action_statistics"]
-    return {"chunk_mse": tokenizer_lib.chunk_mse(statistics, batch, predict(params, batch, True))}
+    actions_BCA = act(params, batch, None)[0]
+    return {"chunk_mse": tokenizer_lib.chunk_mse(params["action_statistics"], batch, actions_BCA)}
 
   def act(params, batch, key, num_tokens=None, sampling=Sampling()):
     del key, sampling

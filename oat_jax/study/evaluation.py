@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 import oat_jax
+from oat_jax import batch as batch_lib
 from oat_jax.envs import env as env_lib
 from oat_jax.envs import vector
 from oat_jax.evaluate import report
@@ -79,6 +80,7 @@ class PolicyActor:
 
     Another `call` draws other tokens, where sampling is random.
     """
+    batch_lib.check(batch, self.spec, batch_lib.ACTING)
     if self.has_tokens:
       tokenizer_lib.check_num_tokens(num_tokens, self.max_tokens)
     budget = np.int32(num_tokens) if self.has_tokens else None
@@ -142,6 +144,7 @@ def evaluate(
   max_steps: int | None = None,
   processes: int | None = None,
   out: str | None = None,
+  replace: bool = False,
 ) -> dict[str, Any]:
   """Evaluates a policy, or with `ceiling` a tokenizer and the expert; writes the report.
 
@@ -159,6 +162,7 @@ def evaluate(
     max_steps: control steps of an episode; the suite's by default.
     processes: of the simulator.
     out: the report's directory; `workdir`/report by default.
+    replace: give up a report of another model, other goals or versions that lies there.
 
   Returns:
     the content of evaluation.json.
@@ -185,7 +189,8 @@ def evaluate(
       f"{suite_name} takes {suite.action_dim}"
     )
   first_seed = REPORTED_SEED if first_seed is None else first_seed
-  _check_goals_unused(trained.config.data.path, suite_name, first_seed, episodes)
+  data_path = trained.config.data.path
+  goals_are_new = _check_goals_unused(data_path, suite_name, first_seed, episodes)
   pairs = rollout.assignments(suite.tasks, episodes, first_seed)
   tasks = [task for task, _ in pairs]
   sampling = Sampling(temperature, top_k)
@@ -196,6 +201,7 @@ def evaluate(
     "suite": suite_name,
     "episodes_per_task": episodes,
     "first_seed": first_seed,
+    "goals_never_demonstrated": "checked" if goals_are_new else "not known",
     "max_steps": suite.max_steps if max_steps is None else max_steps,
     "sampling": sampling._asdict(),
     "versions": versions(),
@@ -204,7 +210,7 @@ def evaluate(
   if ceiling and tokenizer is None:
     raise ValueError(f"a ceiling needs a tokenizer; {workdir} holds a policy without one")
   actor = None if ceiling else PolicyActor(trained, sampling)
-  known, act_ms = _known(target, facts, pairs)
+  known, act_ms = _known(target, facts, pairs, replace)
   if actor is not None:
     act_ms |= act_latency_ms(actor, [K for K in budgets if str(K) not in act_ms])
   facts["act_ms"] = act_ms
@@ -235,13 +241,24 @@ def evaluate(
 
 
 def _known(
-  target: pathlib.Path, facts: dict[str, Any], pairs: Sequence[tuple[str, int]]
+  target: pathlib.Path, facts: dict[str, Any], pairs: Sequence[tuple[str, int]], replace: bool
 ) -> tuple[dict[tuple[str, int, int], list[rollout.Episode]], dict[str, Any]]:
   """Returns whole settings {(method, R, K): rows} and act_ms of a report of the same facts."""
   path = target / "evaluation.json"
-  content = json.loads(path.read_text()) if path.exists() else {"facts": {}}
-  if {name: content["facts"].get(name) for name in facts} != facts:
+  if not path.exists():
     return {}, {}
+  try:
+    content = json.loads(path.read_text())
+    differing = [name for name in facts if content["facts"].get(name) != facts[name]]
+  except (ValueError, KeyError, TypeError) as error:
+    raise ValueError(f"{path} is not a report of an evaluation: {error}") from error
+  if differing and replace:
+    return {}, {}
+  if differing:
+    words = [f"{name} {content['facts'].get(name)} there, {facts[name]} now" for name in differing]
+    raise ValueError(
+      f"{path} is of another evaluation ({'; '.join(words)}); pass another --out, or --replace"
+    )
   groups: dict[tuple[str, int, int], list[rollout.Episode]] = {}
   for values in content["episodes"]:
     row = rollout.Episode(**values)
@@ -251,14 +268,17 @@ def _known(
   return known, content["facts"]["act_ms"]
 
 
-def _check_goals_unused(data_path: str, suite_name: str, first_seed: int, episodes: int) -> None:
-  """Raises ValueError where goals were demonstrated, for datasets that launch/collect.py wrote."""
+def _check_goals_unused(data_path: str, suite_name: str, first_seed: int, episodes: int) -> bool:
+  """Raises ValueError where goals were demonstrated; False where the dataset does not tell.
+
+  Datasets that launch/collect.py wrote tell, as long as they lie where the run was trained on them.
+  """
   path = pathlib.Path(data_path) / "collection.json"
   if not path.exists():
-    return
+    return False
   collection = json.loads(path.read_text())
   if collection["request"]["suite"] != suite_name:
-    return
+    return True
   begin = collection["request"]["seed"]
   end = begin + max(total["attempts"] for total in collection["totals"].values())
   if first_seed < end and begin < first_seed + episodes:
@@ -266,6 +286,7 @@ def _check_goals_unused(data_path: str, suite_name: str, first_seed: int, episod
       f"goals of seeds {first_seed}..{first_seed + episodes - 1} were demonstrated in {data_path} "
       f"(seeds {begin}..{end - 1}); pass another --seed"
     )
+  return True
 
 
 def versions() -> dict[str, str]:

@@ -26,7 +26,7 @@ def quickstart(summary: Mapping[str, Any]) -> str:
     "",
     report.table(summary["success"]),
     "",
-    f"Most less fewest tokens, paired by goal: {report.points(difference)}.",
+    f"Most tokens against fewest, on the same goals: {report.points(difference)}.",
     "",
     *_row(
       "tokens K", "milliseconds per chunk, p50", {K: f"{x['p50']:.2f}" for K, x in latency.items()}
@@ -51,7 +51,7 @@ def quickstart(summary: Mapping[str, Any]) -> str:
     "",
     *_row("tokens K", "held-out MSE", {K: f"{value:.4f}" for K, value in mse.items()}),
     "",
-    f"All tokens less half of them, paired by episode: {half['mean']:+.4f} "
+    f"All tokens against half of them, on the same episodes: {half['mean']:+.4f} "
     f"(95 %: {half['low']:+.4f} to {half['high']:+.4f}). "
     f"{summary['code_usage']} codes used on held-out windows.",
     "",

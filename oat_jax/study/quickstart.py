@@ -14,6 +14,7 @@ import numpy as np
 from oat_jax import config as config_lib
 from oat_jax.data import pipeline
 from oat_jax.envs import collect
+from oat_jax.envs import env as env_lib
 from oat_jax.evaluate import report
 from oat_jax.evaluate import rollout
 from oat_jax.study import evaluation
@@ -60,6 +61,10 @@ class Evaluate:
   max_steps: int
 
   def __post_init__(self):
+    for name in ("episodes", "max_steps"):
+      config_lib.at_least(getattr(self, name), 1, f"config.evaluate.{name}")
+    if not self.num_tokens:
+      raise ValueError("config.evaluate.num_tokens is empty; it needs at least one prefix length")
     if self.headline_replan not in self.replans:
       raise ValueError(
         f"config.evaluate.headline_replan {self.headline_replan} is not among replans "
@@ -78,6 +83,21 @@ class Config:
   regression: train_config.Config
   evaluate: Evaluate
 
+  def __post_init__(self):
+    """What fails late otherwise: behind twenty minutes of training."""
+    C = self.tokenizer.data.action_horizon
+    for name in RUNS[1:]:
+      theirs = getattr(self, name).data.action_horizon
+      if theirs != C:
+        raise ValueError(
+          f"config.{name}.data.action_horizon is {theirs}, config.tokenizer's is {C}"
+        )
+    tokenizer, *_ = [models.freeze_model(getattr(self, name)) for name in RUNS]
+    for K in self.evaluate.num_tokens:
+      config_lib.between(K, 1, tokenizer.num_tokens, "config.evaluate.num_tokens")
+    for R in self.evaluate.replans:
+      config_lib.between(R, 1, C, "config.evaluate.replans")
+
 
 def run(
   values: Mapping[str, Any], out: str | os.PathLike, stages: tuple[str, ...] = STAGES
@@ -93,6 +113,7 @@ def run(
     the report's directory.
   """
   config = config_lib.freeze(Config, values)
+  env_lib.suite(config.suite)
   for stage in stages:
     config_lib.choose(stage, STAGES, "stage")
   out = pathlib.Path(out)
@@ -121,7 +142,8 @@ def run(
       print(f"\n== {number}/{len(STAGES)} {stage}", flush=True)
       for name in NEEDS[stage]:
         _check_done(getattr(config, name), out / name)
-      with _Clock(out, stage, _is_done(config, out, stage)):
+      done, begun = _is_done(config, out, stage), _is_begun(out, stage)
+      with _Clock(out, stage, done, begun):
         actions[stage]()
   return out / "report"
 
@@ -144,12 +166,22 @@ def _check_done(run: train_config.Config, workdir: pathlib.Path) -> None:
     )
 
 
+def _is_begun(out: pathlib.Path, stage: str) -> bool:
+  """Whether calling the stage now goes on with what an interrupted call left."""
+  if stage == "collect":
+    return any(out.glob("data*"))  # also what lies in data.partial
+  if stage == "evaluate":
+    known = {models.digest(models.load(out / name)) for name in RUNS}
+    reports = (out / "evaluation").glob("*/evaluation.json")
+    return any(json.loads(path.read_text())["facts"].get("model") in known for path in reports)
+  return stage in RUNS and (out / stage).exists()
+
+
 class _Clock:
   """Adds a stage's wall seconds to `seconds.json`, over interruptions; made anew it counts anew."""
 
-  def __init__(self, out: pathlib.Path, stage: str, done: bool):
-    self._out, self._stage, self._done = out, stage, done
-    self._again = stage not in RUNS or (out / stage).exists()
+  def __init__(self, out: pathlib.Path, stage: str, done: bool, begun: bool):
+    self._out, self._stage, self._done, self._begun = out, stage, done, begun
 
   def __enter__(self):
     self._begin = time.monotonic()
@@ -158,12 +190,13 @@ class _Clock:
     if self._done or not self._out.exists():  # or the stage failed before it wrote anything
       return
     seconds = read_seconds(self._out)
-    before = seconds.get(self._stage, 0.0) if self._again and self._stage != "report" else 0.0
+    before = seconds.get(self._stage, 0.0) if self._begun else 0.0
     seconds[self._stage] = round(before + time.monotonic() - self._begin, 1)
     report.write_text(self._out / "seconds.json", json.dumps(seconds, indent=2) + "\n")
 
 
 def read_seconds(out: pathlib.Path) -> dict[str, float]:
+  """Returns wall seconds by stage."""
   path = out / "seconds.json"
   return json.loads(path.read_text()) if path.exists() else {}
 
@@ -207,7 +240,8 @@ def _evaluate(config: Config, out: pathlib.Path) -> None:
     if name not in [plan.name for plan in pending]:
       print(f"{name}: evaluated already", flush=True)
   for plan in pending:
-    evaluation.evaluate(str(plan.workdir), config.suite, out=str(plan.target), **plan.settings)
+    into = {"out": str(plan.target), "replace": True}
+    evaluation.evaluate(str(plan.workdir), config.suite, **into, **plan.settings)
     report.write_text(plan.target / "request.json", json.dumps(plan.request, indent=2) + "\n")
 
 
@@ -218,9 +252,9 @@ def reconstruction_errors(trained: models.Trained, windows: Any) -> dict[str, An
   between all tokens and half of them, whose interval is over episodes because windows of one
   episode are not independent.
   """
-  compiled = jax.jit(trained.model.evaluate)
+  compiled, params = jax.jit(trained.model.evaluate), jax.device_put(trained.params)
   rows = [
-    np.asarray(compiled(trained.params, batch)["mse"])[valid_B]
+    np.asarray(compiled(params, batch)["mse"])[valid_B]
     for batch, valid_B in pipeline.epoch(windows, min(512, len(windows)))
   ]
   mse_WN = np.concatenate(rows)
@@ -242,7 +276,8 @@ def write_report(config: Config, out: pathlib.Path) -> dict[str, Any]:
   `regression_success` (the same value for every K, as it has no tokens) and `ceiling_by_task` are
   {"overall" or task: {K: rate}}, for the headline R; the `..._other_replan` are {R: the same};
   `ceiling` is {K: rate} overall, and `expert_success` one rate. `reconstruction_mse` is {K: error},
-  `act_ms` {K: {"p50", "p95"}}; `seconds_total` is the sum of `seconds` by stage.
+  `act_ms` {K: {"p50", "p95"}}; `data_wait` {run: share of a step's time that devices waited for
+  data}; `seconds_total` is the sum of `seconds` by stage.
 
   Raises:
     FileNotFoundError, ValueError: a stage before it is not done.
@@ -289,6 +324,7 @@ def write_report(config: Config, out: pathlib.Path) -> dict[str, Any]:
     "regression_success": for_each_k(floor[R]),
     "regression_success_other_replan": {r: for_each_k(x) for r, x in floor.items() if r != R},
     "act_ms": results["policy"]["facts"]["act_ms"],
+    "data_wait": {name: data_wait(rows) for name, rows in curves.items()},
     "versions": evaluation.versions(),
   }
   target = out / "report"
@@ -309,7 +345,13 @@ def write_report(config: Config, out: pathlib.Path) -> dict[str, Any]:
   return summary
 
 
+def data_wait(rows: list[dict[str, float]]) -> float:
+  """Returns the mean of `train/data_wait` over a run's logged rows."""
+  return float(np.mean([row["train/data_wait"] for row in rows if "train/data_wait" in row]))
+
+
 def read_metrics(workdir: pathlib.Path) -> list[dict[str, float]]:
+  """Returns the rows of `metrics.jsonl`."""
   return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 

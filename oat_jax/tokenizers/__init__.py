@@ -1,4 +1,5 @@
 """Tokenizers: chunks of actions <-> ordered tokens; the contract is in tokenizer.py."""
 
+from oat_jax.tokenizers.tokenizer import freeze
 from oat_jax.tokenizers.tokenizer import make
 from oat_jax.tokenizers.tokenizer import Tokenizer

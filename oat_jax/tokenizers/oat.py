@@ -246,7 +246,8 @@ def make(config: Config, spec: BatchSpec, statistics: tokenizer_lib.Statistics |
     def error(num_tokens):
       num_tokens_B = jnp.full(codes_BNL.shape[:1], num_tokens)
       x_BCA = apply(params, codes_BNL, num_tokens_B, method="decode")
-      return tokenizer_lib.chunk_mse(params["statistics"], batch, x_BCA)
+      actions_BCA = tokenizer_lib.denormalize(params["statistics"], x_BCA, batch["dataset"])
+      return tokenizer_lib.chunk_mse(params["statistics"], batch, actions_BCA)
 
     return {
       "mse": jax.lax.map(error, jnp.arange(1, N + 1)).T,

@@ -6,7 +6,6 @@ and is the only way in.
 """
 
 from collections.abc import Callable, Mapping
-import importlib
 from typing import Any, NamedTuple
 
 import jax
@@ -72,18 +71,19 @@ def make(
   Raises:
     ValueError: an unknown name, or a config key that the tokenizer does not have.
   """
-  values = dict(config)
-  name = values.pop("name", "")
-  config_lib.choose(name, MODULES, "config.model.name")
-  module = importlib.import_module(MODULES[name])
-  return _checked(
-    module.make(config_lib.freeze(module.Config, values, "config.model"), spec, statistics)
-  )
+  module, frozen = freeze(config)
+  return _checked(module.make(frozen, spec, statistics))
+
+
+def freeze(config: Mapping[str, Any]) -> tuple[Any, Any]:
+  """Returns the module that `config["name"]` names and its checked `Config`; errors as `make`'s."""
+  return config_lib.freeze_model(config, MODULES)
 
 
 def normalize(
   statistics: Mapping[str, jax.Array], x_BCA: jax.Array, dataset_B: jax.Array | None
 ) -> jax.Array:
+  """Actions (B, C, A) in the dataset's units to those of the network; no dataset: the first."""
   row = lambda name: _row(statistics, name, dataset_B)
   return (x_BCA - row("offset")) * row("scale")
 
@@ -97,12 +97,13 @@ def denormalize(
 
 
 def chunk_mse(
-  statistics: Mapping[str, jax.Array], batch: Mapping[str, Any], x_BCA: jax.Array
+  statistics: Mapping[str, jax.Array], batch: Mapping[str, Any], actions_BCA: jax.Array
 ) -> jax.Array:
-  """Returns (B,): mean squared error of normalised actions over what is not padding."""
-  target_BCA = normalize(statistics, batch["actions"], batch["dataset"])
+  """Returns (B,): mean squared error of a decoded chunk, in normalised units, without padding."""
+  of = lambda x_BCA: normalize(statistics, x_BCA, batch["dataset"])
   mask_BCA = valid(batch)
-  return jnp.sum(jnp.square(x_BCA - target_BCA) * mask_BCA, (1, 2)) / jnp.sum(mask_BCA, (1, 2))
+  error_BCA = jnp.where(mask_BCA, of(actions_BCA) - of(batch["actions"]), 0)
+  return jnp.sum(jnp.square(error_BCA), (1, 2)) / jnp.sum(mask_BCA, (1, 2))
 
 
 def valid(batch: Mapping[str, Any]) -> jax.Array:
@@ -120,9 +121,11 @@ def _checked(tokenizer: Tokenizer) -> Tokenizer:
   spec, N, V = tokenizer.spec, tokenizer.max_tokens, tokenizer.vocab_size
   jit_encode, jit_decode = jax.jit(tokenizer.encode), jax.jit(tokenizer.decode)
 
-  def check_dataset(dataset):
+  def check_dataset(dataset, rows):
     if dataset is None and spec.num_datasets > 1:
       raise ValueError(f"there are {spec.num_datasets} datasets: say whose statistics hold")
+    if dataset is not None and jnp.shape(dataset) != (rows,):
+      raise ValueError(f"dataset has shape {list(jnp.shape(dataset))}; expected [{rows}]")
     if dataset is not None and _concrete(dataset):
       ids_B = np.asarray(dataset)
       if ((ids_B < 0) | (ids_B >= spec.num_datasets)).any():
@@ -133,14 +136,18 @@ def _checked(tokenizer: Tokenizer) -> Tokenizer:
     if len(shape) != 3 or shape[1:] != (spec.action_horizon, spec.action_dim):
       wanted = f"[B, {spec.action_horizon}, {spec.action_dim}]"
       raise ValueError(f"encode: actions have shape {list(shape)}; expected {wanted}")
-    if _concrete(actions_BCA):
+    if action_mask is not None and jnp.shape(action_mask) != shape[:2]:
+      raise ValueError(
+        f"encode: the mask has shape {list(jnp.shape(action_mask))}; expected {list(shape[:2])}"
+      )
+    if _concrete(actions_BCA) and _concrete(action_mask):
       valid = True if action_mask is None else np.asarray(action_mask)[..., None]
       bad = np.argwhere(~np.isfinite(np.asarray(actions_BCA)) & valid)
       if len(bad):
         raise ValueError(
           f"encode: actions hold NaN or infinity at [row, step, dimension] {bad[0].tolist()}"
         )
-    check_dataset(dataset)
+    check_dataset(dataset, shape[0])
     return jit_encode(params, actions_BCA, action_mask, dataset)
 
   def decode(params, tokens_BN, num_tokens=None, dataset=None):
@@ -159,14 +166,16 @@ def _checked(tokenizer: Tokenizer) -> Tokenizer:
           f"decode: token {used[tuple(bad[0])]} at [row, position] {bad[0].tolist()} is outside "
           f"0..{V - 1}"
         )
-    check_dataset(dataset)
+    check_dataset(dataset, shape[0])
     return jit_decode(params, tokens_BN, num_tokens, dataset)
 
   return tokenizer._replace(encode=encode, decode=decode)
 
 
 def check_num_tokens(num_tokens: Any, max_tokens: int) -> None:
-  """Raises ValueError where a concrete `num_tokens` is outside 1 .. max_tokens."""
+  """Raises ValueError unless `num_tokens` is one integer; where concrete, in 1 .. max_tokens."""
+  if jnp.shape(num_tokens) or not jnp.issubdtype(jnp.result_type(num_tokens), jnp.integer):
+    raise ValueError(f"num_tokens is {num_tokens}; it must be one integer in 1..{max_tokens}")
   if _concrete(num_tokens) and not 1 <= int(num_tokens) <= max_tokens:
     raise ValueError(f"num_tokens is {int(num_tokens)}; it must be in 1..{max_tokens}")
 

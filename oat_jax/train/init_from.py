@@ -12,11 +12,11 @@ from oat_jax.train import state as state_lib
 
 def start_from(
   workdir: str, state: state_lib.TrainState, axes: Any, description: dict[str, Any]
-) -> state_lib.TrainState:
+) -> tuple[state_lib.TrainState, str]:
   """Takes over another run's trained parameters where path, shape and meaning agree.
 
   Rows that stand for tasks mean something else where the tasks are others, and rows that stand for
-  tokens where the tokenizer is another, whatever their shape. Prints what starts afresh.
+  tokens where the tokenizer is another, whatever their shape.
 
   Args:
     workdir: of the other run.
@@ -24,8 +24,12 @@ def start_from(
     axes: the trained parameters' logical axes, `model.axes()`.
     description: of this run, `models.describe(...)`.
 
+  Returns:
+    the state, and a text that lists what starts afresh.
+
   Raises:
-    FileNotFoundError, ValueError: `workdir` is no working directory, or holds no checkpoint.
+    FileNotFoundError, ValueError: `workdir` is no working directory, holds no checkpoint, or
+    nothing that fits.
   """
   theirs = models.read_description(workdir)
   _, other = checkpoint.load_params(workdir)
@@ -54,13 +58,14 @@ def start_from(
 
   network = jax.tree_util.tree_map_with_path(one, state.params["network"])
   total = len(jax.tree.leaves(network))
-  print(
-    f"{total - len(fresh)} of {total} arrays start from {workdir}; initialised afresh:", flush=True
-  )
-  print("\n".join(fresh) or "  none", flush=True)
+  if len(fresh) == total:
+    raise ValueError(f"config.init_from {workdir} holds nothing that fits this run")
+  text = f"{total - len(fresh)} of {total} arrays start from {workdir}; initialised afresh:\n"
+  text += "\n".join(fresh or ["  none"]) + "\n"
   params = state.params | {"network": network}
   # Two copies: a donated step may not be given the same buffer twice.
-  return state._replace(params=params, ema_params=jax.tree.map(lambda x: x.copy(), params))
+  copy = jax.tree.map(lambda x: x.copy(), params)
+  return state._replace(params=params, ema_params=copy), text
 
 
 def _by_name(tree: Any, **options: Any) -> dict[str, Any]:

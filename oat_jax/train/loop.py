@@ -11,7 +11,7 @@ import os
 import pathlib
 import signal
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.experimental import multihost_utils
@@ -30,6 +30,9 @@ from oat_jax.train import optimizer as optimizer_lib
 from oat_jax.train import state as state_lib
 from oat_jax.train import step as step_lib
 from oat_jax.train import workdir as workdir_lib
+
+# Values of a training step that fit on a line.
+SHOWN = ("loss", "grad_norm", "token_accuracy", "data_wait")
 
 
 class Interrupted(KeyboardInterrupt):
@@ -93,37 +96,71 @@ def train(config: config_lib.Config, workdir: str | os.PathLike) -> pathlib.Path
   optimizer = optimizer_lib.make(config.optimizer, config.steps)
   state, shardings = state_lib.create(lambda: model.init(*args), model.axes(), optimizer, mesh)
   description = models.describe(config, spec, tokenizer, split.fingerprint)
+  taken = ""
   if config.init_from and not checkpoint.steps(workdir):
-    state = init_from.start_from(config.init_from, state, model.axes(), description)
+    state, taken = init_from.start_from(config.init_from, state, model.axes(), description)
   # All that can be wrong with the configuration has been found by now; only now files are written.
   with workdir_lib.claimed(workdir, description):
-    _run(config, workdir, mesh, split, model, optimizer, state, shardings)
+    print(taken, end="", flush=True)
+    _Run(config, workdir, mesh, split, model, optimizer, shardings).begin(state)
   return workdir
 
 
-def _run(config, workdir, mesh, split, model, optimizer, state, shardings) -> None:
-  checkpointer = checkpoint.Checkpointer(workdir, config.keep)
-  start = checkpointer.latest_step() or 0
-  data = {"step": start, "seed": config.seed, "fingerprint": split.fingerprint}
-  if start:
-    state, _ = checkpointer.restore(start, state)
-    print(f"resuming {workdir} at step {start}", flush=True)
-  if start >= config.steps:
-    print(f"{workdir} is done: {start} steps", flush=True)
-    checkpointer.close()
-    return
+class _Run(NamedTuple):
+  """What a run is made of, apart from its state."""
 
-  # Whole arrays, also of parameters whose parts lie on other processes' devices.
+  config: config_lib.Config
+  workdir: pathlib.Path
+  mesh: jax.sharding.Mesh
+  split: inputs.Split
+  model: Any
+  optimizer: Any
+  shardings: state_lib.TrainState
+
+  def begin(self, state: state_lib.TrainState) -> None:
+    """Restores the newest checkpoint, if there is one, and trains to the end."""
+    with contextlib.closing(checkpoint.Checkpointer(self.workdir, self.config.keep)) as saved:
+      start = saved.latest_step() or 0
+      if start:
+        state, data = saved.restore(start, state)
+        if data != self.data(start):
+          raise ValueError(
+            f"{self.workdir}: checkpoint {start} continues {data}; this run is {self.data(start)}"
+          )
+        print(f"resuming {self.workdir} at step {start}", flush=True)
+      if start >= self.config.steps:
+        print(f"{self.workdir} is done: {start} steps", flush=True)
+        return
+      writing = jax.process_index() == 0
+      writer = metrics_lib.Writer(self.workdir, self.config.steps, start, active=writing)
+      with contextlib.closing(writer):
+        _steps(self, state, start, saved, writer)
+
+  def data(self, step: int) -> dict[str, Any]:
+    """Returns from what the stream of batches continues behind `step`."""
+    return {"step": step, "seed": self.config.seed, "fingerprint": self.split.fingerprint}
+
+
+def _steps(
+  run: _Run,
+  state: state_lib.TrainState,
+  start: int,
+  checkpointer: checkpoint.Checkpointer,
+  writer: metrics_lib.Writer,
+) -> None:
+  """The steps behind `start`, to the run's end or a signal."""
+  config, mesh, model = run.config, run.mesh, run.model
+  # Whole arrays on this process's first device, also of parameters that lie on other processes'.
   gather = jax.jit(lambda tree: tree, out_shardings=mesh_lib.replicated(mesh))
-  to_host = lambda tree: jax.device_get(gather(tree))
-  train_windows: Any = split.train
-  held_out: Any = inputs.evenly(split.validation, config.evaluate_windows)
+  whole = lambda tree: jax.device_put(jax.device_get(gather(tree)))
+  train_windows: Any = run.split.train
+  held_out: Any = inputs.evenly(run.split.validation, config.evaluate_windows)
   rows = min(512, len(held_out))
   prepare = getattr(model, "prepare", None)
   if prepare is not None:
-    compiled_prepare, on_host = jax.jit(prepare), to_host(state.params)
-    train_windows = inputs.prepared(compiled_prepare, on_host, train_windows, 1024)
-    held_out = inputs.prepared(compiled_prepare, on_host, held_out, 1024)
+    compiled_prepare, params = jax.jit(prepare), whole(state.params)
+    train_windows = inputs.prepared(compiled_prepare, params, train_windows, 1024)
+    held_out = inputs.prepared(compiled_prepare, params, held_out, 1024)
   first, stop = mesh_lib.process_rows(mesh, config.batch_size)
   batches = pipeline.make_pipeline(
     train_windows,
@@ -135,14 +172,14 @@ def _run(config, workdir, mesh, split, model, optimizer, state, shardings) -> No
     threads=config.data.threads,
   )
   train_step = step_lib.compile_train_step(
-    model.loss, optimizer, config.optimizer, config.seed, mesh, shardings
+    model.loss, run.optimizer, config.optimizer, config.seed, mesh, run.shardings
   )
   compiled_evaluate = jax.jit(model.evaluate)
   sharding = mesh_lib.batch_sharding(mesh)
-  writer = metrics_lib.Writer(workdir, config.steps, start, active=jax.process_index() == 0)
-  _describe_run(model, state, split, workdir)
+  _describe_run(run, state)
   metrics: dict[str, Any] = {}
-  data_seconds, since = 0.0, time.monotonic()
+  # Seconds of data and of all, steps, since the last log; without evaluating and saving.
+  data_seconds, since, logged = 0.0, time.monotonic(), start
   with _signals() as stopped:
     for step in range(start + 1, config.steps + 1):
       begin = time.monotonic()
@@ -158,28 +195,25 @@ def _run(config, workdir, mesh, split, model, optimizer, state, shardings) -> No
       if step % config.log_every == 0 or last:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         now = time.monotonic()
-        values["data_wait"] = data_seconds / max(now - since, 1e-9)
-        data_seconds, since = 0.0, now
+        seconds = max(now - since, 1e-9)
+        values["data_wait"] = data_seconds / seconds
+        writer.log(step, values, "train", SHOWN, rate=(step - logged) / seconds)
+        data_seconds, since, logged = 0.0, now, step
         _check_finite(values, step)
-        writer.log(step, values, "train", ("loss", "grad_norm", "token_accuracy"))
+      begin = time.monotonic()
       if step % config.evaluate_every == 0 or step == config.steps:
-        begin = time.monotonic()
-        values = evaluate(compiled_evaluate, to_host(state.ema_params), held_out, rows)
+        values = evaluate(compiled_evaluate, whole(state.ema_params), held_out, rows)
         writer.log(step, values, "validation", _shown(values))
-        since += time.monotonic() - begin
       if step % config.save_every == 0 or last:
-        begin = time.monotonic()
         _check_finite(jax.device_get(metrics), step)
-        checkpointer.save(step, state, data | {"step": step})
-        since += time.monotonic() - begin
+        checkpointer.save(step, state, run.data(step))
+      since += time.monotonic() - begin
       if stopping and step < config.steps:
-        checkpointer.close()
-        writer.close()
         raise Interrupted(
           f"stopped by a signal at step {step}; saved; the same command goes on from here"
         )
-  checkpointer.close()
-  writer.close()
+    if jax.process_count() == 1 and stopped(config.steps):
+      raise Interrupted(f"stopped by a signal at the last step; {run.workdir} is whole")
 
 
 def _check_finite(metrics: Mapping[str, Any], step: int) -> None:
@@ -209,13 +243,13 @@ def _shown(values: dict[str, float]) -> tuple[str, ...]:
   )
 
 
-def _describe_run(model, state, split, workdir) -> None:
+def _describe_run(run: _Run, state: state_lib.TrainState) -> None:
   trained = [x.size for group, x in zip(
       jax.tree.leaves(optimizer_lib.groups(state.params)), jax.tree.leaves(state.params)
   ) if group != "frozen"]  # fmt: skip
   print(
-    f"{workdir}: {sum(trained):,} trained parameters; {len(split.train):,} windows to train on, "
-    f"{len(split.validation):,} held out; {len(jax.devices())} device(s)",
+    f"{run.workdir}: {sum(trained):,} trained parameters; {len(run.split.train):,} windows to "
+    f"train on, {len(run.split.validation):,} held out; {len(jax.devices())} device(s)",
     flush=True,
   )
 

@@ -44,11 +44,22 @@ class Trained(NamedTuple):
 
 
 def digest(trained: Trained) -> str:
-  """Returns 16 hex digits that stand for a model's configuration and all bits of its parameters."""
-  sha = hashlib.sha256(json.dumps(config_lib.to_json(trained.config), sort_keys=True).encode())
+  """Returns 16 hex digits for what a model computes: its configuration and every bit of parameters.
+
+  Paths, and how it was trained, do not count: a run that was moved is the same model.
+  """
+  spec = config_lib.plain(dataclasses.asdict(trained.spec))
+  reads = config_lib.plain(trained.config.data.state)
+  known = {"model": config_lib.plain(trained.config.model), "spec": spec, "reads": reads}
+  sha = hashlib.sha256(json.dumps(known, sort_keys=True).encode())
   for path, leaf in jax.tree_util.tree_leaves_with_path(trained.params):
     sha.update(jax.tree_util.keystr(path).encode() + np.ascontiguousarray(leaf).tobytes())
   return sha.hexdigest()[:16]
+
+
+def freeze_model(config: config_lib.Config) -> Any:
+  """Returns `config.model` as the model's own `Config`; ValueError where it does not fit."""
+  return (tokenizers if config.kind == "tokenizer" else policies).freeze(config.model)[1]
 
 
 def describe(

@@ -50,7 +50,7 @@ def compile_train_step(
   """Returns the jitted step: state sharded as born and donated, batch sharded over its rows."""
 
   def step(state, batch):
-    with partitioning.rules(sharding.RULES):
+    with partitioning.rules(sharding.RULES, mesh):
       return train_step(state, batch, loss=loss, optimizer=optimizer, config=config, seed=seed)
 
   return jax.jit(

@@ -116,7 +116,12 @@ def test_a_report_holds_every_episode_and_rate(tmp_path):
   }
   assert summary["policy"]["16"] == report.rates(rows())
   text = (tmp_path / "new" / "report" / "evaluation.md").read_text()
-  for part in ("fake/two", "75 % (41-93)", "K=8 less K=1, paired by goal: +62 points", "## expert"):
+  for part in (
+    "fake/two",
+    "75 % (41-93)",
+    "K=8 against K=1, on the same goals: +62 points",
+    "## expert",
+  ):
     assert part in text
 
 

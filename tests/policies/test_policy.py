@@ -55,6 +55,17 @@ def test_regression_ignores_key_and_sampling_but_not_an_impossible_prefix(policy
     policy.act(params, seen(), jax.random.key(0), 2)
 
 
+def test_acting_on_what_cannot_be_is_an_error(policy, params):
+  batch = seen()
+  batch["observation"]["state"][1, 0, 2] = np.nan
+  with pytest.raises(ValueError, match=r"'observation/state' holds NaN or infinity at .*1, 0, 2"):
+    policy.act(params, batch, jax.random.key(0))
+  batch = seen()
+  batch["observation"]["task"] = np.full(4, 2, np.int32)
+  with pytest.raises(ValueError, match="'task' is 2 in row 0; it must be in 0..1"):
+    policy.act(params, batch, jax.random.key(0))
+
+
 def test_regression_s_loss_equals_plain_numpy(policy, params):
   made = batch_lib.fake(SPEC, 6)
   made["action_dim_mask"][-1, 1] = False
@@ -116,7 +127,7 @@ def test_bad_configurations_are_errors():
     ({"name": "autoregressive"}, "needs a tokenizer: set config.tokenizer"),
     (
       {"name": "regression", "observation": {"noise": "much"}},
-      "config.model.observation.noise is 'much'; it must be a float",
+      "config.model.observation.noise is 'much'; expected float",
     ),
   ):
     with pytest.raises(ValueError, match=message):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import sys
 
 import jax
@@ -10,6 +11,9 @@ import tiny
 
 from oat_jax import batch as batch_lib
 from oat_jax.parallel import mesh as mesh_lib
+
+# Of activations: those of parameters stand in the program's signature.
+PINNED = re.compile(r"sdy.sharding_constraint \S+ <@mesh, (.*?)>")
 
 
 def digest(params):
@@ -37,6 +41,7 @@ def main(meshes):
         "losses": [row["loss"] for row in rows],
         "grad_norms": [row["grad_norm"] for row in rows],
         "parts": len({str(s.index) for s in weights.addressable_shards}),
+        "pinned": sorted(set(PINNED.findall(run.lowered(batches[0])))),
         "devices": len(weights.sharding.device_set),
       }
   print(json.dumps(out))

@@ -151,7 +151,7 @@ def test_a_tokenizer_that_is_none(dataset, tmp_path):
 
 
 def test_an_init_from_that_is_none(dataset, tmp_path):
-  parts = (tmp_path / "none", "no checkpoint")
+  parts = (tmp_path / "none", "no config.json")
   refused_run("tokenizer", dataset, tmp_path / "run", *parts, init_from=tmp_path / "none")
 
 

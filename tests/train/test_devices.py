@@ -34,3 +34,11 @@ def test_every_mesh_trains_as_one_device_does(runs, name):
 @pytest.mark.parametrize("name", ["tokenizer", "policy"])
 def test_parameters_are_cut_as_the_mesh_says(runs, name):
   assert tuple(runs[f"{name} {mesh}"]["parts"] for mesh in MESHES) == PARTS[name]
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "policy"])
+def test_activations_are_pinned_inside_the_step(runs, name):
+  rows, width = '[{"data", "fsdp"}, {}, {}]', '[{"data", "fsdp"}, {}, {"tensor"}]'
+  table = ['[{"tensor"}, {}]', "[{}, {}]"] if name == "policy" else []  # of tokens and of tasks
+  assert runs[f"{name} [2, 2, 2]"]["pinned"] == sorted([rows, width, *table])
+  assert runs[f"{name} [1, 1, 1]"]["pinned"] == []

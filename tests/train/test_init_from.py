@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 import tiny
 
 from oat_jax.train import checkpoint
@@ -70,3 +71,10 @@ def test_rows_of_other_tasks_and_of_another_tokenizer_start_afresh(
   assert "embed_tokens/table [1024, 32] (of another tokenizer there)" in printed
   assert "to_logits/b [1024] (of another tokenizer there)" in printed  # zeros in both
   assert f"{len(got) - 4} of {len(got)} arrays start from" in printed
+
+
+def test_nothing_that_fits_is_an_error(dataset, tokenizer_workdir, tmp_path):
+  config = tiny.run_config("regression", dataset, init_from=str(tokenizer_workdir), steps=1)
+  with pytest.raises(ValueError, match="holds nothing that fits this run"):
+    loop.train(config, tmp_path / "run")
+  assert not (tmp_path / "run").exists()

@@ -1,6 +1,8 @@
 """The loop: what a working directory holds, what crosses to the host."""
 
 import json
+import shutil
+import time
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ import pytest
 import tiny
 
 from oat_jax import batch as batch_lib
+from oat_jax.data import pipeline
 from oat_jax.train import inputs
 from oat_jax.train import loop
 from oat_jax.train import models
@@ -120,3 +123,37 @@ def test_tokens_computed_once_train_as_tokens_computed_in_the_step(
   loop.train(config, tmp_path / "each")
   for one, other in zip(tiny.metrics(tmp_path / "once"), tiny.metrics(tmp_path / "each")):
     assert one == pytest.approx(other, rel=1e-4)
+
+
+def test_a_run_that_was_moved_is_the_same_run(dataset, tokenizer_workdir, tmp_path, capsys):
+  """Paths and harmless settings change; the policy trained over the tokenizer goes on."""
+  copies = {name: tmp_path / name for name in ("data", "tokenizer")}
+  shutil.copytree(dataset, copies["data"])
+  shutil.copytree(tokenizer_workdir, copies["tokenizer"])
+  settings = {"steps": 2, "log_every": 2}
+  config = tiny.run_config("policy", dataset, tokenizer=str(tokenizer_workdir), **settings)
+  loop.train(config, tmp_path / "policy")
+  moved = tiny.run_config("tokenizer", copies["data"], steps=2, log_every=2)
+  loop.train(moved, copies["tokenizer"])  # done already; its description is written anew
+  before = models.digest(models.load(tokenizer_workdir))
+  assert models.digest(models.load(copies["tokenizer"])) == before
+  config = tiny.run_config("policy", copies["data"], tokenizer=str(copies["tokenizer"]), **settings)
+  loop.train(config, tmp_path / "policy")
+  assert "is done: 2 steps" in capsys.readouterr().out
+
+
+def test_waiting_for_data_is_seen(dataset, tmp_path, monkeypatch):
+  make = pipeline.make_pipeline
+
+  def slow(*args, **settings):
+    for batch in make(*args, **settings):
+      time.sleep(0.2)
+      yield batch
+
+  monkeypatch.setattr(pipeline, "make_pipeline", slow)
+  loop.train(tiny.run_config("regression", dataset, steps=6, log_every=3), tmp_path / "run")
+  rows = [
+    json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+  ]
+  waits = [row["train/data_wait"] for row in rows if "train/data_wait" in row]
+  assert len(waits) == 2 and 0.5 < waits[1] <= 1

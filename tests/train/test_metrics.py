@@ -1,7 +1,6 @@
 """metrics.jsonl: no step twice, whatever a kill left behind."""
 
 import json
-import types
 
 from oat_jax.train import metrics
 
@@ -31,13 +30,13 @@ def test_a_broken_row_is_dropped_even_among_earlier_steps(tmp_path):
   assert rows(tmp_path) == [{"step": i, "train/loss": i / 2} for i in (1, 2)]
 
 
-def test_the_console_shows_steps_values_and_time_left(tmp_path, capsys, monkeypatch):
-  clock = iter([100, 106])  # when the writer is made, and at step 3
-  fake = types.SimpleNamespace(monotonic=lambda: next(clock))
-  monkeypatch.setattr(metrics, "time", fake)
-  write(tmp_path, [3])
+def test_the_console_shows_steps_values_and_time_left(tmp_path, capsys):
+  writer = metrics.Writer(tmp_path, 9, 0)
+  writer.log(3, {"loss": 1.5, "hidden": 2.0}, "train", ("loss",), rate=0.5)
+  writer.close()
   line = capsys.readouterr().out
   assert "3/9]" in line and "loss 1.5 " in line and "0.5 steps/s, 0m12s left" in line
+  assert "hidden" not in line
 
 
 def test_tensorboard_events_are_written(tmp_path):

@@ -39,14 +39,14 @@ def saved_state(config, workdir):
 
 def stop_at(monkeypatch, step, number=signal.SIGTERM):
   """Sends this process a signal while a step's row is written, as any moment of a step is."""
-  write = metrics.Writer.write
+  log = metrics.Writer.log
 
-  def and_stop(self, at, *args):
-    write(self, at, *args)
+  def and_stop(self, at, *args, **settings):
+    log(self, at, *args, **settings)
     if at == step:
       signal.raise_signal(number)
 
-  monkeypatch.setattr(metrics.Writer, "write", and_stop)
+  monkeypatch.setattr(metrics.Writer, "log", and_stop)
 
 
 @pytest.mark.parametrize("kind", list(CHANGES))
