@@ -1,6 +1,7 @@
 """Launch files explain themselves and say a user's error in one line; shipped configs all load."""
 
 import json
+import os
 import pathlib
 import re
 
@@ -216,6 +217,30 @@ def test_a_users_error_is_one_line_and_leaves_nothing(case, runs, tmp_path):
   assert text in refused(file, *(arg.format(runs=runs, new=new) for arg in args))
   assert not new.exists()
   assert not list(runs.glob("*/report"))
+
+
+@pytest.mark.parametrize("file", ["collect", "evaluate"])
+def test_without_a_simulator_the_extra_is_named(file, runs, tmp_path):
+  """As in an environment without metaworld: neither the module nor its metadata are found."""
+  hidden = tmp_path / "hidden"
+  hidden.mkdir()
+  (hidden / "sitecustomize.py").write_text(
+    "import importlib.metadata as metadata, sys\n"
+    "sys.modules['metaworld'] = None\n"
+    "find = metadata.version\n"
+    "def version(name):\n"
+    "  if name == 'metaworld':\n"
+    "    raise metadata.PackageNotFoundError(name)\n"
+    "  return find(name)\n"
+    "metadata.version = version\n"
+  )
+  path = os.pathsep.join([str(hidden), tiny.environment()["PYTHONPATH"]])
+  args = {"collect": ["--episodes=1"], "evaluate": [f"--workdir={runs}/policy", "--replan=8"]}
+  new = tmp_path / "new"
+  code, _, err = tiny.command(f"launch/{file}.py", *args[file], f"--out={new}", PYTHONPATH=path)
+  assert code == 1 and len(err.splitlines()) == 1, err
+  assert "metaworld/mt4 is not installed" in err and "pip install 'oat-jax[sim]'" in err
+  assert not new.exists() and not list(tmp_path.glob("new*"))
 
 
 def test_debug_shows_the_traceback(tmp_path):

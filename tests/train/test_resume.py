@@ -41,9 +41,9 @@ def stop_at(monkeypatch, step, number=signal.SIGTERM):
   """Sends this process a signal while a step's row is written, as any moment of a step is."""
   log = metrics.Writer.log
 
-  def and_stop(self, at, *args, **settings):
-    log(self, at, *args, **settings)
-    if at == step:
+  def and_stop(self, at, values, prefix, *args, **settings):
+    log(self, at, values, prefix, *args, **settings)
+    if at == step and prefix == "train":  # the last step has a row of validation, too
       signal.raise_signal(number)
 
   monkeypatch.setattr(metrics.Writer, "log", and_stop)
@@ -69,3 +69,13 @@ def test_resumed_equals_never_stopped(kind, dataset, tokenizer_workdir, tmp_path
   assert tiny.metrics(tmp_path / "whole") == tiny.metrics(tmp_path / "parts")
   rows = tiny.metrics(tmp_path / "whole")
   assert [row["step"] for row in rows] == [1, 2, 3, 3, 4, 5, 6, 6]
+
+
+def test_a_signal_at_the_last_step_is_not_lost(dataset, tmp_path, monkeypatch, capsys):
+  config = tiny.run_config("regression", dataset, steps=2)
+  with monkeypatch.context() as patch:
+    stop_at(patch, 2)
+    with pytest.raises(loop.Interrupted, match="at the last step; .*run is whole"):
+      loop.train(config, tmp_path / "run")
+  loop.train(config, tmp_path / "run")
+  assert "is done: 2 steps" in capsys.readouterr().out
