@@ -22,7 +22,7 @@ def _config(name: str, variant: str) -> ConfigDict:
 def get_config(variant: str = "mt4") -> ConfigDict:
   config = ConfigDict()
   config.suite = "metaworld/mt4"
-  config.collect = ConfigDict({"episodes": 300, "noise": 0.05, "seed": 0})
+  config.collect = ConfigDict({"episodes": 400, "noise": 0.05, "seed": 0})
   config.tokenizer = _config("tokenizer_oat.py", "mt4")
   config.policy = _config("policy_oat.py", "mt4")
   config.regression = _config("policy_regression.py", "mt4")

@@ -39,7 +39,7 @@ _OUT = flags.DEFINE_string("out", None, "Report directory; WORKDIR/report by def
 def main() -> None:
   from oat_jax.study import evaluation
 
-  evaluation.evaluate(
+  evaluation.Evaluation(
     _WORKDIR.value,
     _SUITE.value,
     num_tokens=command.integers(_NUM_TOKENS),
@@ -54,7 +54,7 @@ def main() -> None:
     processes=_PROCESSES.value,
     out=_OUT.value,
     replace=_REPLACE.value,
-  )
+  ).run()
 
 
 if __name__ == "__main__":

@@ -154,7 +154,8 @@ def test_a_second_call_reuses_everything(quickstart):
   before = made(out)
   printed = command("launch/quickstart.py", *SMALL, f"--out={out}")
   assert made(out) == before
-  assert printed.count("is done: 20 steps") == 3 and printed.count("evaluated already") == 3
+  assert printed.count("is done: 20 steps") == 3
+  assert printed.count("evaluated already") == 4 + 2 + 3  # settings of policy, regression, ceiling
 
 
 def test_the_report_can_be_made_again_alone(quickstart, summary):
@@ -192,8 +193,8 @@ def test_an_evaluation_that_was_stopped_goes_on(quickstart, tmp_path, monkeypatc
   def evaluate(out, **changes):
     settings = {"num_tokens": (1, 8), "replans": (8,), "episodes": 1, "max_steps": 16}
     settings |= {"temperature": 1.0, "out": str(tmp_path / out)} | changes
-    workdir = str(quickstart[0] / "policy")
-    return evaluation.evaluate(workdir, "metaworld/mt4", **settings)["episodes"]
+    workdir = quickstart[0] / "policy"
+    return evaluation.Evaluation(workdir, "metaworld/mt4", **settings).run()["episodes"]
 
   def stops(*args, **settings):
     calls.append(settings["num_tokens"])

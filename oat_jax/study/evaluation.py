@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from importlib import metadata
 import itertools
 import json
+import os
 import pathlib
 import platform
 from typing import Any
@@ -25,6 +26,8 @@ from oat_jax.train import models
 # Demonstrations use seeds from 0 on. What is chosen by success is chosen on goals that are not
 # reported, e.g. with --seed=50000.
 REPORTED_SEED = 100_000
+
+Setting = tuple[str, int, int]  # method, R, K
 
 
 class PolicyActor:
@@ -129,121 +132,152 @@ def act_latency_ms(actor: PolicyActor, budgets: Sequence[int]) -> dict[str, dict
   return {str(K): rollout.latency_ms(lambda K=K: actor(batch, K)) for K in budgets}
 
 
-def evaluate(
-  workdir: str,
-  suite_name: str,
-  *,
-  num_tokens: Sequence[int] = (1, 2, 4, 8),
-  replans: Sequence[int] = (8, 16),
-  episodes: int = 25,
-  ceiling: bool = False,
-  first_seed: int | None = None,
-  step: int | None = None,
-  temperature: float = 0.0,
-  top_k: int = 0,
-  max_steps: int | None = None,
-  processes: int | None = None,
-  out: str | None = None,
-  replace: bool = False,
-) -> dict[str, Any]:
-  """Evaluates a policy, or with `ceiling` a tokenizer and the expert; writes the report.
+class Evaluation:
+  """A policy, or with `ceiling` a tokenizer and the expert, on the goals of one suite.
 
-  The report grows by one setting (K, R) at a time. Those that it already holds for the same model,
-  goals and versions are kept and not run again: an evaluation that was stopped goes on.
+  Its report grows by one setting (K, R) at a time. Settings that it already holds for the same
+  model, goals and versions are kept and not run again: an evaluation that was stopped goes on.
 
-  Args:
-    workdir: of the policy; of the tokenizer (or of a policy that holds one) for a ceiling.
-    suite_name: a registered suite.
-    num_tokens, replans: prefix lengths K and executed steps R; every pair is run on the same goals.
-    episodes: for each task and pair.
-    first_seed: goals of seeds first_seed, first_seed + 1, ...; `REPORTED_SEED` by default.
-    step: the checkpoint's step; the newest by default.
-    temperature, top_k: how tokens are drawn.
-    max_steps: control steps of an episode; the suite's by default.
-    processes: of the simulator.
-    out: the report's directory; `workdir`/report by default.
-    replace: give up a report of another model, other goals or versions that lies there.
-
-  Returns:
-    the content of evaluation.json.
+  Attributes:
+    settings: (method, R, K) that are asked for; K is 0 where there are no tokens.
+    known: {setting: rows} that the report holds.
   """
-  trained = models.load(workdir, step)
-  suite = env_lib.suite(suite_name)
-  if episodes < 1:
-    raise ValueError(f"episodes is {episodes}; it must be at least 1")
-  if not num_tokens or not replans:
-    raise ValueError("num_tokens and replan need at least one value each")
-  tokenizer = trained.tokenizer
-  budgets = [0]
-  if tokenizer is not None:
-    budgets = sorted(set(num_tokens))
-    for K in budgets:
-      tokenizer_lib.check_num_tokens(K, tokenizer.max_tokens)
-  horizon = trained.spec.action_horizon
-  for R in replans:
-    if not 1 <= R <= horizon:
-      raise ValueError(f"replan is {R}; it must be in 1..{horizon}, the chunk's steps")
-  if trained.spec.action_dim != suite.action_dim:
-    raise ValueError(
-      f"{workdir} has actions of {trained.spec.action_dim} dimensions; "
-      f"{suite_name} takes {suite.action_dim}"
+
+  def __init__(
+    self,
+    workdir: str | os.PathLike,
+    suite_name: str,
+    *,
+    num_tokens: Sequence[int] = (1, 2, 4, 8),
+    replans: Sequence[int] = (8, 16),
+    episodes: int = 25,
+    ceiling: bool = False,
+    first_seed: int | None = None,
+    step: int | None = None,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    max_steps: int | None = None,
+    processes: int | None = None,
+    out: str | os.PathLike | None = None,
+    replace: bool = False,
+  ):
+    """Loads the model, checks what is asked for, and looks at what the report holds.
+
+    Args:
+      workdir: of the policy; of the tokenizer (or of a policy that holds one) for a ceiling.
+      suite_name: a registered suite.
+      num_tokens, replans: prefix lengths K and executed steps R; all pairs are run on the same
+        goals.
+      episodes: for each task and pair.
+      ceiling: run the scripted expert, and its own chunks encoded and decoded.
+      first_seed: goals of seeds first_seed, first_seed + 1, ...; `REPORTED_SEED` by default.
+      step: the checkpoint's step; the newest by default.
+      temperature, top_k: how tokens are drawn.
+      max_steps: control steps of an episode; the suite's by default.
+      processes: of the simulator.
+      out: the report's directory; `workdir`/report by default.
+      replace: give up a report of another model, other goals or versions that lies there.
+
+    Raises:
+      ValueError, FileNotFoundError: the model, the suite and the settings do not fit each other, or
+      the report is of another evaluation.
+    """
+    self.trained = trained = models.load(workdir, step)
+    suite = env_lib.suite(suite_name)
+    if episodes < 1:
+      raise ValueError(f"episodes is {episodes}; it must be at least 1")
+    if not num_tokens or not replans:
+      raise ValueError("num_tokens and replan need at least one value each")
+    budgets = [0]
+    if trained.tokenizer is not None:
+      budgets = sorted(set(num_tokens))
+      for K in budgets:
+        tokenizer_lib.check_num_tokens(K, trained.tokenizer.max_tokens)
+    elif ceiling:
+      raise ValueError(f"a ceiling needs a tokenizer; {workdir} holds a policy without one")
+    horizon = trained.spec.action_horizon
+    for R in replans:
+      if not 1 <= R <= horizon:
+        raise ValueError(f"replan is {R}; it must be in 1..{horizon}, the chunk's steps")
+    if trained.spec.action_dim != suite.action_dim:
+      raise ValueError(
+        f"{workdir} has actions of {trained.spec.action_dim} dimensions; "
+        f"{suite_name} takes {suite.action_dim}"
+      )
+    first_seed = REPORTED_SEED if first_seed is None else first_seed
+    data_path = trained.config.data.path
+    goals_are_new = _check_goals_unused(data_path, suite_name, first_seed, episodes)
+    sampling = Sampling(temperature, top_k)
+    self.facts: dict[str, Any] = {
+      "workdir": pathlib.Path(workdir).name,
+      "step": trained.step,
+      "model": models.digest(trained),
+      "suite": suite_name,
+      "episodes_per_task": episodes,
+      "first_seed": first_seed,
+      "goals_never_demonstrated": "checked" if goals_are_new else "not known",
+      "max_steps": suite.max_steps if max_steps is None else max_steps,
+      "sampling": sampling._asdict(),
+      "versions": versions(),
+    }
+    self._actor = None if ceiling else PolicyActor(trained, sampling)
+    self._budgets = budgets
+    self._make_env = lambda: vector.VectorEnv(
+      suite_name, processes, observation_steps=trained.spec.observation_steps, max_steps=max_steps
     )
-  first_seed = REPORTED_SEED if first_seed is None else first_seed
-  data_path = trained.config.data.path
-  goals_are_new = _check_goals_unused(data_path, suite_name, first_seed, episodes)
-  pairs = rollout.assignments(suite.tasks, episodes, first_seed)
-  tasks = [task for task, _ in pairs]
-  sampling = Sampling(temperature, top_k)
-  facts: dict[str, Any] = {
-    "workdir": pathlib.Path(workdir).name,
-    "step": trained.step,
-    "model": models.digest(trained),
-    "suite": suite_name,
-    "episodes_per_task": episodes,
-    "first_seed": first_seed,
-    "goals_never_demonstrated": "checked" if goals_are_new else "not known",
-    "max_steps": suite.max_steps if max_steps is None else max_steps,
-    "sampling": sampling._asdict(),
-    "versions": versions(),
-  }
-  target = pathlib.Path(workdir) / "report" if out is None else pathlib.Path(out)
-  if ceiling and tokenizer is None:
-    raise ValueError(f"a ceiling needs a tokenizer; {workdir} holds a policy without one")
-  actor = None if ceiling else PolicyActor(trained, sampling)
-  known, act_ms = _known(target, facts, pairs, replace)
-  if actor is not None:
-    act_ms |= act_latency_ms(actor, [K for K in budgets if str(K) not in act_ms])
-  facts["act_ms"] = act_ms
-  with vector.VectorEnv(
-    suite_name, processes, observation_steps=trained.spec.observation_steps, max_steps=max_steps
-  ) as env:
-    settings = [(R, K) for R in replans for K in ([0] if ceiling else []) + budgets]
-    for R, K in settings:
-      if actor is not None:
-        method, act = trained.config.model["name"], actor.driver(tasks, K)
-      elif K:
-        method, act = "ceiling", ceiling_driver(env, trained, K)
-      else:
-        method, act = "expert", expert_driver(env, R)
-      if (method, R, K) in known:
+    self._pairs = rollout.assignments(suite.tasks, episodes, first_seed)
+    self.target = pathlib.Path(workdir) / "report" if out is None else pathlib.Path(out)
+    self.settings: list[Setting] = []
+    for R in replans:
+      if ceiling:
+        self.settings.append(("expert", R, 0))
+      method = "ceiling" if ceiling else trained.config.model["name"]
+      self.settings += [(method, R, K) for K in budgets]
+    self.known, self._act_ms = _known(self.target, self.facts, self._pairs, replace)
+
+  @property
+  def missing(self) -> list[Setting]:
+    """What is asked for and has not been run."""
+    return [setting for setting in self.settings if setting not in self.known]
+
+  def run(self) -> dict[str, Any]:
+    """Runs what is missing, and returns the content of evaluation.json, now whole."""
+    for method, R, K in self.settings:
+      if (method, R, K) in self.known:
         print(f"{method} R={R}" + f" K={K}" * bool(K) + ": evaluated already", flush=True)
-        continue
-      rows = rollout.run(env, act, pairs, replan=R, method=method, num_tokens=K)
-      known[method, R, K] = rows
-      report.write(target, list(itertools.chain(*known.values())), facts)
-  rows = list(itertools.chain(*known.values()))
-  summary = report.write(target, rows, facts)
-  for name, by_replan in summary.items():
-    for R, rates in by_replan.items():
-      print(f"\n{name}, {R} steps executed of each chunk\n{report.table(rates)}", flush=True)
-  print(f"\nwrote {target}/evaluation.json and evaluation.md", flush=True)
-  return {"facts": facts, "success": summary, "episodes": [row._asdict() for row in rows]}
+    if self.missing:
+      if self._actor is not None:
+        unmeasured = [K for K in self._budgets if str(K) not in self._act_ms]
+        self._act_ms |= act_latency_ms(self._actor, unmeasured)
+      with self._make_env() as env:
+        for method, R, K in self.missing:
+          act = self._driver(env, method, R, K)
+          rows = rollout.run(env, act, self._pairs, replan=R, method=method, num_tokens=K)
+          self.known[method, R, K] = rows
+          self._write()
+    content = json.loads((self.target / "evaluation.json").read_text())
+    for name, by_replan in content["success"].items():
+      for R, rates in by_replan.items():
+        print(f"\n{name}, {R} steps executed of each chunk\n{report.table(rates)}", flush=True)
+    print(f"\nwrote {self.target}/evaluation.json and evaluation.md", flush=True)
+    return content
+
+  def _driver(self, env: Any, method: str, R: int, K: int) -> rollout.Act:
+    if method == "expert":
+      return expert_driver(env, R)
+    if self._actor is None:
+      return ceiling_driver(env, self.trained, K)
+    return self._actor.driver([task for task, _ in self._pairs], K)
+
+  def _write(self) -> None:
+    rows = list(itertools.chain(*self.known.values()))
+    report.write(self.target, rows, self.facts | {"act_ms": self._act_ms})
 
 
 def _known(
   target: pathlib.Path, facts: dict[str, Any], pairs: Sequence[tuple[str, int]], replace: bool
-) -> tuple[dict[tuple[str, int, int], list[rollout.Episode]], dict[str, Any]]:
-  """Returns whole settings {(method, R, K): rows} and act_ms of a report of the same facts."""
+) -> tuple[dict[Setting, list[rollout.Episode]], dict[str, Any]]:
+  """Returns {setting: rows}, whole ones only, and act_ms of a report of the same facts."""
   path = target / "evaluation.json"
   if not path.exists():
     return {}, {}
@@ -259,7 +293,7 @@ def _known(
     raise ValueError(
       f"{path} is of another evaluation ({'; '.join(words)}); pass another --out, or --replace"
     )
-  groups: dict[tuple[str, int, int], list[rollout.Episode]] = {}
+  groups: dict[Setting, list[rollout.Episode]] = {}
   for values in content["episodes"]:
     row = rollout.Episode(**values)
     groups.setdefault((row.method, row.replan, row.num_tokens), []).append(row)

@@ -1,12 +1,13 @@
 """The quickstart: collect, train, evaluate, report; a stage that is done is reused."""
 
 from collections.abc import Callable, Iterator, Mapping
+import contextlib
 import dataclasses
 import json
 import os
 import pathlib
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -142,19 +143,22 @@ def run(
       print(f"\n== {number}/{len(STAGES)} {stage}", flush=True)
       for name in NEEDS[stage]:
         _check_done(getattr(config, name), out / name)
-      done, begun = _is_done(config, out, stage), _is_begun(out, stage)
-      with _Clock(out, stage, done, begun):
+      with _clock(out, stage, *_progress(config, out, stage)):
         actions[stage]()
   return out / "report"
 
 
-def _is_done(config: Config, out: pathlib.Path, stage: str) -> bool:
-  """Whether calling the stage now only finds that there is nothing to do."""
+def _progress(config: Config, out: pathlib.Path, stage: str) -> tuple[bool, bool]:
+  """Whether the stage is done already, and whether it has been begun."""
   if stage == "collect":
-    return (out / "data" / "dataset_info.json").exists()
+    return (out / "data" / "dataset_info.json").exists(), any(out.glob("data*"))
   if stage == "evaluate":
-    return not any(_pending(config, out))
-  return stage in RUNS and checkpoint.steps(out / stage)[-1:] == [getattr(config, stage).steps]
+    evaluations = _evaluations(config, out).values()
+    return not any(each.missing for each in evaluations), any(each.known for each in evaluations)
+  if stage in RUNS:
+    done = checkpoint.steps(out / stage)[-1:] == [getattr(config, stage).steps]
+    return done, (out / stage).exists()
+  return False, False  # a report is made anew
 
 
 def _check_done(run: train_config.Config, workdir: pathlib.Path) -> None:
@@ -166,33 +170,18 @@ def _check_done(run: train_config.Config, workdir: pathlib.Path) -> None:
     )
 
 
-def _is_begun(out: pathlib.Path, stage: str) -> bool:
-  """Whether calling the stage now goes on with what an interrupted call left."""
-  if stage == "collect":
-    return any(out.glob("data*"))  # also what lies in data.partial
-  if stage == "evaluate":
-    known = {models.digest(models.load(out / name)) for name in RUNS}
-    reports = (out / "evaluation").glob("*/evaluation.json")
-    return any(json.loads(path.read_text())["facts"].get("model") in known for path in reports)
-  return stage in RUNS and (out / stage).exists()
-
-
-class _Clock:
+@contextlib.contextmanager
+def _clock(out: pathlib.Path, stage: str, done: bool, begun: bool) -> Iterator[None]:
   """Adds a stage's wall seconds to `seconds.json`, over interruptions; made anew it counts anew."""
-
-  def __init__(self, out: pathlib.Path, stage: str, done: bool, begun: bool):
-    self._out, self._stage, self._done, self._begun = out, stage, done, begun
-
-  def __enter__(self):
-    self._begin = time.monotonic()
-
-  def __exit__(self, *_):
-    if self._done or not self._out.exists():  # or the stage failed before it wrote anything
-      return
-    seconds = read_seconds(self._out)
-    before = seconds.get(self._stage, 0.0) if self._begun else 0.0
-    seconds[self._stage] = round(before + time.monotonic() - self._begin, 1)
-    report.write_text(self._out / "seconds.json", json.dumps(seconds, indent=2) + "\n")
+  since = time.monotonic()
+  try:
+    yield
+  finally:
+    if not done and out.exists():  # else it failed before it wrote anything
+      seconds = read_seconds(out)
+      before = seconds.get(stage, 0.0) if begun else 0.0
+      seconds[stage] = round(before + time.monotonic() - since, 1)
+      report.write_text(out / "seconds.json", json.dumps(seconds, indent=2) + "\n")
 
 
 def read_seconds(out: pathlib.Path) -> dict[str, float]:
@@ -201,48 +190,31 @@ def read_seconds(out: pathlib.Path) -> dict[str, float]:
   return json.loads(path.read_text()) if path.exists() else {}
 
 
-class _Plan(NamedTuple):
-  """One call of `evaluation.evaluate`, and what must be the same for its result to be kept."""
-
-  name: str
-  workdir: pathlib.Path
-  target: pathlib.Path
-  settings: dict[str, Any]
-  request: dict[str, Any]
-
-
-def _pending(config: Config, out: pathlib.Path) -> Iterator[_Plan]:
-  """Yields the evaluations that are not there yet, or are of other parameters or settings."""
+def _evaluations(config: Config, out: pathlib.Path) -> dict[str, evaluation.Evaluation]:
+  """Policy and regression on the same goals, and the tokenizer's ceiling."""
   e = config.evaluate
-  plans = {
+  plans: dict[str, dict[str, Any]] = {
     "policy": {"replans": e.replans, "num_tokens": e.num_tokens},
     "regression": {"replans": e.replans},
     "ceiling": {"replans": (e.headline_replan,), "num_tokens": e.num_tokens, "ceiling": True},
   }
-  for name, settings in plans.items():
-    workdir = out / ("tokenizer" if name == "ceiling" else name)
-    target = out / "evaluation" / name
-    settings = settings | {"episodes": e.episodes, "max_steps": e.max_steps}
-    request = {
-      "suite": config.suite,
-      "settings": train_config.plain(settings),
-      "model": models.digest(models.load(workdir)),
-    }
-    marker = target / "request.json"
-    if not marker.exists() or json.loads(marker.read_text()) != request:
-      yield _Plan(name, workdir, target, settings, request)
+  return {
+    name: evaluation.Evaluation(
+      out / ("tokenizer" if name == "ceiling" else name),
+      config.suite,
+      episodes=e.episodes,
+      max_steps=e.max_steps,
+      out=out / "evaluation" / name,
+      replace=True,
+      **settings,
+    )
+    for name, settings in plans.items()
+  }
 
 
 def _evaluate(config: Config, out: pathlib.Path) -> None:
-  """Evaluates policy and regression on the same goals, and the tokenizer's ceiling."""
-  pending = list(_pending(config, out))
-  for name in METHODS:
-    if name not in [plan.name for plan in pending]:
-      print(f"{name}: evaluated already", flush=True)
-  for plan in pending:
-    into = {"out": str(plan.target), "replace": True}
-    evaluation.evaluate(str(plan.workdir), config.suite, **into, **plan.settings)
-    report.write_text(plan.target / "request.json", json.dumps(plan.request, indent=2) + "\n")
+  for each in _evaluations(config, out).values():
+    each.run()
 
 
 def reconstruction_errors(trained: models.Trained, windows: Any) -> dict[str, Any]:
@@ -283,9 +255,9 @@ def write_report(config: Config, out: pathlib.Path) -> dict[str, Any]:
     FileNotFoundError, ValueError: a stage before it is not done.
   """
   begin = time.monotonic()
-  pending = [plan.name for plan in _pending(config, out)]
-  if pending:
-    raise ValueError(f"{out}: {', '.join(pending)} not evaluated; run the stage 'evaluate' first")
+  missing = [name for name, each in _evaluations(config, out).items() if each.missing]
+  if missing:
+    raise ValueError(f"{out}: {', '.join(missing)} not evaluated; run the stage 'evaluate' first")
   tokenizer = models.load(out / "tokenizer")
   split = inputs.load(tokenizer.config.data)
   errors = reconstruction_errors(tokenizer, split.validation)
