@@ -98,13 +98,14 @@ def check(batch: Batch, spec: BatchSpec, names: tuple[str, ...] | None = None) -
   """Raises ValueError, naming the leaf, where a batch departs from the spec or is not finite.
 
   Args:
-    batch: numpy arrays, or arrays that are as concrete.
+    batch: numpy arrays, or concrete jax arrays.
     spec: what it should be.
     names: of the parts to look at, e.g. `ACTING`; all if None.
   """
   if "dataset" not in batch:
     raise ValueError(f"batch has no 'dataset'; it holds {sorted(batch)}")
   batch_size = len(batch["dataset"])
+  counts = {"observation/task": spec.num_tasks, "dataset": spec.num_datasets}
 
   def visit(like, got, path):
     for name, leaf in like.items():
@@ -123,14 +124,11 @@ def check(batch: Batch, spec: BatchSpec, names: tuple[str, ...] | None = None) -
       if dtype.kind == "f" and not np.isfinite(value).all():
         first = np.argwhere(~np.isfinite(value))[0].tolist()
         raise ValueError(f"batch '{where}' holds NaN or infinity at index {first}")
+      if where in counts and ((value < 0) | (value >= counts[where])).any():
+        row = int(np.flatnonzero((value < 0) | (value >= counts[where]))[0])
+        raise ValueError(
+          f"batch '{where}' is {value[row]} in row {row}; it must be in 0..{counts[where] - 1}"
+        )
 
   like = shapes(spec, batch_size)
   visit({name: like[name] for name in names or like}, batch, "")
-  counts = {"task": spec.num_tasks, "dataset": spec.num_datasets}
-  for name, ids_B in (("task", batch["observation"]["task"]), ("dataset", batch["dataset"])):
-    outside = (ids_B < 0) | (ids_B >= counts[name])
-    if outside.any():
-      row = int(np.flatnonzero(outside)[0])
-      raise ValueError(
-        f"batch '{name}' is {ids_B[row]} in row {row}; it must be in 0..{counts[name] - 1}"
-      )

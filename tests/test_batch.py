@@ -84,7 +84,7 @@ def test_check_says_where_values_are_not_finite(bad):
 def test_check_says_which_id_is_out_of_range(name, bad, last):
   batch = batch_lib.fake(SPEC, 4)
   (batch["observation"] if name == "task" else batch)[name][2] = bad
-  with pytest.raises(ValueError, match=rf"'{name}' is {bad} in row 2; it must be in 0..{last}"):
+  with pytest.raises(ValueError, match=rf"{name}' is {bad} in row 2; it must be in 0..{last}"):
     batch_lib.check(batch, SPEC)
 
 

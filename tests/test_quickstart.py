@@ -221,7 +221,7 @@ def test_an_evaluation_that_was_stopped_goes_on(quickstart, tmp_path, monkeypatc
     ("evaluate.replans=(8,33)", "config.evaluate.replans is 33; it must be in 1..32"),
     ("evaluate.episodes=0", "config.evaluate.episodes is 0; it must be at least 1"),
     ("policy.data.action_horizon=16", "config.policy.data.action_horizon is 16"),
-    ("policy.model.layers=0", "config.model.layers is 0; it must be at least 1"),
+    ("policy.model.layers=0", "config.policy: config.model.layers is 0; it must be at least 1"),
     ("suite=metaworld/mt5", "there is no suite 'metaworld/mt5'"),
   ],
 )

@@ -28,7 +28,7 @@ def cost(call: Callable[[], Any], repeats: int, warm_up: int = 2) -> Cost:
 
 
 def pin(cores: int) -> None:
-  """Keeps this process on its first so many cores; call it before jax counts them. 0 is all."""
+  """Pins this process to its first `cores` cores, before jax counts them; 0 leaves it all."""
   if not cores:
     return
   if not hasattr(os, "sched_setaffinity"):

@@ -52,6 +52,8 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
   unknown = [name for name in names if name is not None and name not in table]
   if unknown:
     raise ValueError(f"no sharding rule for activation axis '{unknown[0]}'; rules: {sorted(table)}")
+  if mesh.size == 1:
+    return x
   entries = [
     None if name is None or size == 1 else table[name]
     for name, size in zip(names, x.shape, strict=True)
@@ -62,7 +64,7 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
 @contextlib.contextmanager
 def rules(table: tuple[tuple[str, Any], ...], mesh: jax.sharding.Mesh) -> Iterator[None]:
   """The context, while a step is traced, under which `constrain` maps names to axes of `mesh`."""
-  token = _active.set((dict(table), mesh) if mesh.size > 1 else None)
+  token = _active.set((dict(table), mesh))
   try:
     yield
   finally:

@@ -29,6 +29,11 @@ REPORTED_SEED = 100_000
 
 Setting = tuple[str, int, int]  # method, R, K
 
+# The facts that make two reports ones of the same evaluation.
+IDENTITY = (
+  "model", "suite", "episodes_per_task", "first_seed", "max_steps", "sampling", "versions"
+)  # fmt: skip
+
 
 class PolicyActor:
   """A trained policy as a callable over simulator states; one compiled program for every K."""
@@ -101,7 +106,7 @@ def ceiling_driver(env: Any, trained: models.Trained, num_tokens: int) -> rollou
   At every replanning the scripted expert is rolled out noise-free from the saved simulator state.
   """
   tokenizer, params = trained.tokenizer, trained.params
-  assert tokenizer is not None, "checked by `evaluate`"
+  assert tokenizer is not None, "checked by `Evaluation`"
   params = params if trained.config.kind == "tokenizer" else params["tokenizer"]
 
   def act(state, active_B):
@@ -141,6 +146,7 @@ class Evaluation:
   Attributes:
     settings: (method, R, K) that are asked for; K is 0 where there are no tokens.
     known: {setting: rows} that the report holds.
+    replaces: in what another evaluation, whose report lies there, differs; empty where none does.
   """
 
   def __init__(
@@ -215,7 +221,7 @@ class Evaluation:
       "suite": suite_name,
       "episodes_per_task": episodes,
       "first_seed": first_seed,
-      "goals_never_demonstrated": "checked" if goals_are_new else "not known",
+      "goals_never_demonstrated": "checked" if goals_are_new else "not known here",
       "max_steps": suite.max_steps if max_steps is None else max_steps,
       "sampling": sampling._asdict(),
       "versions": versions(),
@@ -233,7 +239,15 @@ class Evaluation:
         self.settings.append(("expert", R, 0))
       method = "ceiling" if ceiling else trained.config.model["name"]
       self.settings += [(method, R, K) for K in budgets]
-    self.known, self._act_ms = _known(self.target, self.facts, self._pairs, replace)
+    self.known, self._act_ms = {}, {}
+    self.replaces = _differences(self.target, self.facts)
+    if self.replaces and not replace:
+      raise ValueError(
+        f"{self.target} is of another evaluation ({self.replaces}); pass another --out, or "
+        "--replace"
+      )
+    if not self.replaces:
+      self.known, self._act_ms = _known(self.target, self._pairs)
 
   @property
   def missing(self) -> list[Setting]:
@@ -245,10 +259,13 @@ class Evaluation:
     for method, R, K in self.settings:
       if (method, R, K) in self.known:
         print(f"{method} R={R}" + f" K={K}" * bool(K) + ": evaluated already", flush=True)
+    if self.replaces:
+      print(f"replacing the report in {self.target}: {self.replaces}", flush=True)
     if self.missing:
       if self._actor is not None:
         unmeasured = [K for K in self._budgets if str(K) not in self._act_ms]
-        self._act_ms |= act_latency_ms(self._actor, unmeasured)
+        measured = self._act_ms | act_latency_ms(self._actor, unmeasured)
+        self._act_ms = dict(sorted(measured.items(), key=lambda item: int(item[0])))
       with self._make_env() as env:
         for method, R, K in self.missing:
           act = self._driver(env, method, R, K)
@@ -259,7 +276,7 @@ class Evaluation:
     for name, by_replan in content["success"].items():
       for R, rates in by_replan.items():
         print(f"\n{name}, {R} steps executed of each chunk\n{report.table(rates)}", flush=True)
-    print(f"\nwrote {self.target}/evaluation.json and evaluation.md", flush=True)
+    print(f"\nsee {self.target}/evaluation.json and evaluation.md", flush=True)
     return content
 
   def _driver(self, env: Any, method: str, R: int, K: int) -> rollout.Act:
@@ -274,25 +291,27 @@ class Evaluation:
     report.write(self.target, rows, self.facts | {"act_ms": self._act_ms})
 
 
+def _differences(target: pathlib.Path, facts: dict[str, Any]) -> str:
+  """Says in what a report that lies there differs; empty where it does not, or there is none."""
+  path = target / "evaluation.json"
+  if not path.exists():
+    return ""
+  try:
+    there = json.loads(path.read_text())["facts"]
+    differing = [name for name in IDENTITY if there.get(name) != facts[name]]
+  except (ValueError, KeyError, TypeError, AttributeError):
+    return "evaluation.json is not a report"
+  return "; ".join(f"{name} {there.get(name)} there, {facts[name]} now" for name in differing)
+
+
 def _known(
-  target: pathlib.Path, facts: dict[str, Any], pairs: Sequence[tuple[str, int]], replace: bool
+  target: pathlib.Path, pairs: Sequence[tuple[str, int]]
 ) -> tuple[dict[Setting, list[rollout.Episode]], dict[str, Any]]:
-  """Returns {setting: rows}, whole ones only, and act_ms of a report of the same facts."""
+  """Returns {setting: rows}, whole ones only, and act_ms of the report that lies there, if any."""
   path = target / "evaluation.json"
   if not path.exists():
     return {}, {}
-  try:
-    content = json.loads(path.read_text())
-    differing = [name for name in facts if content["facts"].get(name) != facts[name]]
-  except (ValueError, KeyError, TypeError) as error:
-    raise ValueError(f"{path} is not a report of an evaluation: {error}") from error
-  if differing and replace:
-    return {}, {}
-  if differing:
-    words = [f"{name} {content['facts'].get(name)} there, {facts[name]} now" for name in differing]
-    raise ValueError(
-      f"{path} is of another evaluation ({'; '.join(words)}); pass another --out, or --replace"
-    )
+  content = json.loads(path.read_text())
   groups: dict[Setting, list[rollout.Episode]] = {}
   for values in content["episodes"]:
     row = rollout.Episode(**values)

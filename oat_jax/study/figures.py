@@ -100,7 +100,7 @@ def anytime(path: pathlib.Path, summary: Mapping[str, Any]) -> None:
 
 
 def training(path: pathlib.Path, curves: Mapping[str, list[dict[str, float]]]) -> None:
-  """Training loss of every run, with the held-out value where it is the same quantity."""
+  """Training loss of every run, and its held-out value: of decoded chunks, inside the range."""
   held_out = {
     "tokenizer": ("train/mse", "validation/mse_"),
     "policy": ("train/loss", "validation/cross_entropy_"),

@@ -93,9 +93,14 @@ class Config:
         raise ValueError(
           f"config.{name}.data.action_horizon is {theirs}, config.tokenizer's is {C}"
         )
-    tokenizer, *_ = [models.freeze_model(getattr(self, name)) for name in RUNS]
+    frozen = {}
+    for name in RUNS:
+      try:
+        frozen[name] = models.freeze_model(getattr(self, name))
+      except ValueError as error:
+        raise ValueError(f"config.{name}: {error}") from error
     for K in self.evaluate.num_tokens:
-      config_lib.between(K, 1, tokenizer.num_tokens, "config.evaluate.num_tokens")
+      config_lib.between(K, 1, frozen["tokenizer"].num_tokens, "config.evaluate.num_tokens")
     for R in self.evaluate.replans:
       config_lib.between(R, 1, C, "config.evaluate.replans")
 
@@ -149,12 +154,13 @@ def run(
 
 
 def _progress(config: Config, out: pathlib.Path, stage: str) -> tuple[bool, bool]:
-  """Whether the stage is done already, and whether it has been begun."""
+  """Whether the stage is done already, and whether it goes on with what an earlier call left."""
   if stage == "collect":
     return (out / "data" / "dataset_info.json").exists(), any(out.glob("data*"))
   if stage == "evaluate":
     evaluations = _evaluations(config, out).values()
-    return not any(each.missing for each in evaluations), any(each.known for each in evaluations)
+    done = not any(each.missing for each in evaluations)
+    return done, not any(each.replaces for each in evaluations)
   if stage in RUNS:
     done = checkpoint.steps(out / stage)[-1:] == [getattr(config, stage).steps]
     return done, (out / stage).exists()

@@ -148,7 +148,9 @@ def _checked(tokenizer: Tokenizer) -> Tokenizer:
           f"encode: actions hold NaN or infinity at [row, step, dimension] {bad[0].tolist()}"
         )
     check_dataset(dataset, shape[0])
-    return jit_encode(params, actions_BCA, action_mask, dataset)
+    # Inside a trace, nothing that an inner jit has kept from another one, with other shardings.
+    run = jit_encode if _concrete(actions_BCA) else tokenizer.encode
+    return run(params, actions_BCA, action_mask, dataset)
 
   def decode(params, tokens_BN, num_tokens=None, dataset=None):
     shape, dtype = tuple(jnp.shape(tokens_BN)), jnp.result_type(tokens_BN)
@@ -167,7 +169,8 @@ def _checked(tokenizer: Tokenizer) -> Tokenizer:
           f"0..{V - 1}"
         )
     check_dataset(dataset, shape[0])
-    return jit_decode(params, tokens_BN, num_tokens, dataset)
+    run = jit_decode if _concrete(tokens_BN) else tokenizer.decode
+    return run(params, tokens_BN, num_tokens, dataset)
 
   return tokenizer._replace(encode=encode, decode=decode)
 

@@ -137,7 +137,7 @@ class _Run(NamedTuple):
         _steps(self, state, start, saved, writer)
 
   def data(self, step: int) -> dict[str, Any]:
-    """Returns from what the stream of batches continues behind `step`."""
+    """Returns what a checkpoint says of the data: where the stream of batches goes on."""
     return {"step": step, "seed": self.config.seed, "fingerprint": self.split.fingerprint}
 
 
@@ -153,14 +153,8 @@ def _steps(
   # Whole arrays on this process's first device, also of parameters that lie on other processes'.
   gather = jax.jit(lambda tree: tree, out_shardings=mesh_lib.replicated(mesh))
   whole = lambda tree: jax.device_put(jax.device_get(gather(tree)))
-  train_windows: Any = run.split.train
-  held_out: Any = inputs.evenly(run.split.validation, config.evaluate_windows)
+  train_windows, held_out = _windows(run, lambda: whole(state.params))
   rows = min(512, len(held_out))
-  prepare = getattr(model, "prepare", None)
-  if prepare is not None:
-    compiled_prepare, params = jax.jit(prepare), whole(state.params)
-    train_windows = inputs.prepared(compiled_prepare, params, train_windows, 1024)
-    held_out = inputs.prepared(compiled_prepare, params, held_out, 1024)
   first, stop = mesh_lib.process_rows(mesh, config.batch_size)
   batches = pipeline.make_pipeline(
     train_windows,
@@ -178,7 +172,8 @@ def _steps(
   sharding = mesh_lib.batch_sharding(mesh)
   _describe_run(run, state)
   metrics: dict[str, Any] = {}
-  # Seconds of data and of all, steps, since the last log; without evaluating and saving.
+  # Of the last log: seconds spent on data since then, when it was (later by what evaluating and
+  # saving took), and at which step.
   data_seconds, since, logged = 0.0, time.monotonic(), start
   with _signals() as stopped:
     for step in range(start + 1, config.steps + 1):
@@ -197,14 +192,18 @@ def _steps(
         now = time.monotonic()
         seconds = max(now - since, 1e-9)
         values["data_wait"] = data_seconds / seconds
+        _check_finite(values, step)
         writer.log(step, values, "train", SHOWN, rate=(step - logged) / seconds)
         data_seconds, since, logged = 0.0, now, step
-        _check_finite(values, step)
+      evaluating = step % config.evaluate_every == 0 or step == config.steps
+      saving = step % config.save_every == 0 or last
+      if evaluating or saving:
+        jax.block_until_ready(metrics)  # the steps under way are no part of what follows
       begin = time.monotonic()
-      if step % config.evaluate_every == 0 or step == config.steps:
+      if evaluating:
         values = evaluate(compiled_evaluate, whole(state.ema_params), held_out, rows)
         writer.log(step, values, "validation", _shown(values))
-      if step % config.save_every == 0 or last:
+      if saving:
         _check_finite(jax.device_get(metrics), step)
         checkpointer.save(step, state, run.data(step))
       since += time.monotonic() - begin
@@ -214,6 +213,18 @@ def _steps(
         )
     if jax.process_count() == 1 and stopped(config.steps):
       raise Interrupted(f"stopped by a signal at the last step; {run.workdir} is whole")
+
+
+def _windows(run: _Run, params: Callable[[], Any]) -> tuple[Any, Any]:
+  """Returns training and held-out windows, with what the model computes once for each of them."""
+  train: Any = run.split.train
+  held_out: Any = inputs.evenly(run.split.validation, run.config.evaluate_windows)
+  prepare = getattr(run.model, "prepare", None)
+  if prepare is None:
+    return train, held_out
+  compiled, on_device = jax.jit(prepare), params()
+  add = lambda windows: inputs.prepared(compiled, on_device, windows, 1024)
+  return add(train), add(held_out)
 
 
 def _check_finite(metrics: Mapping[str, Any], step: int) -> None:

@@ -8,7 +8,7 @@ from tensorboardX import SummaryWriter
 
 
 class Writer:
-  """Writes scalars of one run; a resumed run drops rows behind its checkpoint and adds its own."""
+  """Writes scalars of one run; a resumed run drops the rows after its checkpoint."""
 
   def __init__(self, workdir: pathlib.Path, total_steps: int, start_step: int, active: bool = True):
     self._total, self._active = total_steps, active

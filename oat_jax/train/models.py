@@ -87,7 +87,7 @@ def describe(
 
 
 def read_description(workdir: str | os.PathLike) -> dict[str, Any]:
-  """Returns `config.json` of a working directory; ValueError where it is broken or too new."""
+  """Returns `config.json` of a working directory; ValueError for a broken or another version's."""
   path = pathlib.Path(workdir) / "config.json"
   if not path.exists():
     raise FileNotFoundError(f"{workdir} is no working directory of a run: it has no config.json")

@@ -1,4 +1,4 @@
-"""Sections of the benchmark: what they name, that they measure, that `act` has one core."""
+"""Sections of the benchmark: what they name, and that they measure."""
 
 import importlib
 import json

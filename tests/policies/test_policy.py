@@ -62,7 +62,7 @@ def test_acting_on_what_cannot_be_is_an_error(policy, params):
     policy.act(params, batch, jax.random.key(0))
   batch = seen()
   batch["observation"]["task"] = np.full(4, 2, np.int32)
-  with pytest.raises(ValueError, match="'task' is 2 in row 0; it must be in 0..1"):
+  with pytest.raises(ValueError, match="'observation/task' is 2 in row 0; it must be in 0..1"):
     policy.act(params, batch, jax.random.key(0))
 
 

@@ -139,7 +139,7 @@ def test_a_run_that_was_moved_is_the_same_run(dataset, tokenizer_workdir, tmp_pa
   assert models.digest(models.load(copies["tokenizer"])) == before
   config = tiny.run_config("policy", copies["data"], tokenizer=str(copies["tokenizer"]), **settings)
   loop.train(config, tmp_path / "policy")
-  assert "is done: 2 steps" in capsys.readouterr().out
+  assert f"{tmp_path / 'policy'} is done: 2 steps" in capsys.readouterr().out
 
 
 def test_waiting_for_data_is_seen(dataset, tmp_path, monkeypatch):
