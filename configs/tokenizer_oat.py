@@ -5,8 +5,12 @@ r"""OAT tokenizer: a chunk of actions <-> 8 ordered tokens.
 
 Variants (the part behind the colon):
   mt4        MetaWorld MT4 demonstrations, chunk 32
-  bridge     BridgeData V2 as published (RLDS), cut to 10 steps an episode: chunk 8
-  published  the paper's recipe (arXiv 2602.04215), chunk 32
+  bridge     BridgeData V2's features; chunk 8, for episodes of 10 steps
+  published  sizes and optimiser of the paper (arXiv 2602.04215), in float32; chunk 32
+
+On 400 demonstrations a task, mt4 takes 5 minutes on two CPU cores; its held-out error falls from
+0.072 with 1 token to 0.024 with 8, and 860 of the 1000 codes are used. bridge was run on 25
+episodes only, which say nothing about its quality. published has not been run to its end.
 """
 
 from ml_collections import config_dict

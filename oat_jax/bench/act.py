@@ -1,4 +1,4 @@
-"""Milliseconds of `act` by K, from observation to chunk, at quickstart size."""
+"""Milliseconds of `act` by K, from observation to chunk, at quickstart size; medians."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,10 +18,11 @@ def run(configs: Mapping[str, Any]) -> dict[str, float]:
   key, figures = jax.random.key(0), {}
   for rows in (1, 64):
     batch = batch_lib.fake(models.SPEC, rows)
-    costs = {}
-    for K in (1, 2, 4, 8):
-      call = lambda K=K, batch=batch: act(params, batch, key, np.int32(K))[0]
-      costs[K] = clock.cost(call, repeats=200 if rows == 1 else 50, warm_up=10)
+    calls = {
+      K: lambda K=K, batch=batch: act(params, batch, key, np.int32(K))[0] for K in (1, 2, 4, 8)
+    }
+    costs = clock.typical_costs(calls, repeats=100 if rows == 1 else 10)
+    for K in calls:
       figures[f"act_k{K}_batch{rows}_wall_ms"] = 1e3 * costs[K].wall_s
       figures[f"act_k{K}_batch{rows}_cpu_ms"] = 1e3 * costs[K].cpu_s
     figures[f"act_k1_over_k8_batch{rows}_cpu_ratio"] = costs[1].cpu_s / costs[8].cpu_s

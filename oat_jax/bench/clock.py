@@ -1,8 +1,9 @@
 """How figures are taken: CPU seconds, beside a fixed calibration kernel of the same run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import os
 import platform
+import statistics
 import time
 from typing import Any, NamedTuple
 
@@ -25,6 +26,21 @@ def cost(call: Callable[[], Any], repeats: int, warm_up: int = 2) -> Cost:
   for _ in range(repeats):
     jax.block_until_ready(call())
   return Cost((time.process_time() - cpu) / repeats, (time.perf_counter() - wall) / repeats)
+
+
+def typical_costs(
+  calls: Mapping[Any, Callable[[], Any]], repeats: int, rounds: int = 5
+) -> dict[Any, Cost]:
+  """Returns the median cost of each call, repeated as a robot repeats it: with warm caches.
+
+  The calls take turns in `rounds` blocks of `repeats`, so that all see the same machine.
+  """
+  found: dict[Any, list[Cost]] = {name: [] for name in calls}
+  for _ in range(rounds):
+    for name, call in calls.items():
+      cost(call, repeats=5)
+      found[name] += [cost(call, repeats=1, warm_up=0) for _ in range(repeats)]
+  return {name: Cost(*map(statistics.median, zip(*costs))) for name, costs in found.items()}
 
 
 def pin(cores: int) -> None:

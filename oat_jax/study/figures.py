@@ -24,10 +24,10 @@ def chunk(path: pathlib.Path, trained: models.Trained, windows: Any) -> None:
   batch = windows(np.linspace(0, len(windows) - 1, min(512, len(windows))).astype(int))
   actions_BCA, mask_BC = batch["actions"], batch["action_mask"]
   tokens_BN = tokenizer.encode(params, actions_BCA, mask_BC)
-  # Of whole chunks that move more than most (a still one shows nothing), the one of median error.
+  # Of the whole chunks with the most motion (a still one shows nothing), the one of median error.
   whole_B = mask_BC.all(1) if mask_BC.all(1).any() else np.ones(len(mask_BC), bool)
-  motion_B = np.abs(np.diff(actions_BCA, axis=1)).sum((1, 2))
-  moving = np.flatnonzero(whole_B & (motion_B >= np.median(motion_B[whole_B])))
+  motion_B = np.ptp(actions_BCA, axis=1).sum(1)
+  moving = np.flatnonzero(whole_B & (motion_B >= np.quantile(motion_B[whole_B], 0.9)))
   error_B = np.square(np.asarray(tokenizer.decode(params, tokens_BN, N)) - actions_BCA).sum((1, 2))
   row = moving[np.argsort(error_B[moving])[len(moving) // 2]]
   truth_CA = actions_BCA[row]
@@ -35,7 +35,8 @@ def chunk(path: pathlib.Path, trained: models.Trained, windows: Any) -> None:
   A = truth_CA.shape[1]
   columns = min(A, 4)
   rows = -(-A // columns)
-  figure, axes = plt.subplots(rows, columns, figsize=(3.2 * columns, 2.6 * rows), squeeze=False)
+  size = (3.2 * columns, 2.6 * rows)
+  figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, sharey=True)
   for dim, axis in enumerate(axes.flat):
     if dim >= A:
       axis.axis("off")
