@@ -124,11 +124,13 @@ def check(batch: Batch, spec: BatchSpec, names: tuple[str, ...] | None = None) -
       if dtype.kind == "f" and not np.isfinite(value).all():
         first = np.argwhere(~np.isfinite(value))[0].tolist()
         raise ValueError(f"batch '{where}' holds NaN or infinity at index {first}")
-      if where in counts and ((value < 0) | (value >= counts[where])).any():
-        row = int(np.flatnonzero((value < 0) | (value >= counts[where]))[0])
-        raise ValueError(
-          f"batch '{where}' is {value[row]} in row {row}; it must be in 0..{counts[where] - 1}"
-        )
+      if where in counts:
+        outside = np.flatnonzero((value < 0) | (value >= counts[where]))
+        if len(outside):
+          row = outside[0]
+          raise ValueError(
+            f"batch '{where}' is {value[row]} in row {row}; it must be in 0..{counts[where] - 1}"
+          )
 
   like = shapes(spec, batch_size)
   visit({name: like[name] for name in names or like}, batch, "")

@@ -93,6 +93,12 @@ def at_least(value: float, low: float, where: str) -> None:
     raise ValueError(f"{where} is {value}; it must be at least {low}")
 
 
+def above(value: float, low: float, where: str) -> None:
+  """Raises ValueError unless value > low."""
+  if not value > low:
+    raise ValueError(f"{where} is {value}; it must be above {low}")
+
+
 def between(value: float, low: float, high: float, where: str) -> None:
   """Raises ValueError unless low <= value <= high."""
   if not low <= value <= high:

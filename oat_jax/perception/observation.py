@@ -33,8 +33,7 @@ class Config:
     for name in ("hidden", "task_width"):
       config_lib.at_least(getattr(self, name), 1, f"{where}.{name}")
     config_lib.at_least(self.noise, 0, f"{where}.noise")
-    if not self.clip > 0:
-      raise ValueError(f"{where}.clip is {self.clip}; it must be above 0")
+    config_lib.above(self.clip, 0, f"{where}.clip")
 
 
 def normalize(

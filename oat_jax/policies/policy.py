@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-from jax import core
 
 from oat_jax import batch as batch_lib
 from oat_jax import config as config_lib
 from oat_jax.batch import BatchSpec
+from oat_jax.tokenizers import tokenizer as tokenizer_lib
 from oat_jax.tokenizers.tokenizer import Tokenizer
 
 Params = Any
@@ -96,7 +96,7 @@ def _checked(policy: Policy) -> Policy:
   """Checks what `act` is given, at the Python boundary; under jit that is up to the caller."""
 
   def act(params, batch, key, num_tokens=None, sampling=Sampling()):
-    if not any(isinstance(leaf, core.Tracer) for leaf in jax.tree.leaves(batch)):
+    if all(map(tokenizer_lib.concrete, jax.tree.leaves(batch))):
       batch_lib.check(batch, policy.spec, batch_lib.ACTING)
     return policy.act(params, batch, key, num_tokens, sampling)
 

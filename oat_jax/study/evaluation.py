@@ -125,15 +125,8 @@ def expert_driver(env: Any, replan: int) -> rollout.Act:
 
 def act_latency_ms(actor: PolicyActor, budgets: Sequence[int]) -> dict[str, dict[str, float]]:
   """Returns {K: {p50, p95}}: wall milliseconds from observation to chunk, batch size 1, warm."""
-  spec = actor.spec
-  batch = {
-    "observation": {
-      "state": np.zeros((1, spec.observation_steps, spec.state_dim), np.float32),
-      "task": np.zeros(1, np.int32),
-    },
-    "observation_mask": np.ones((1, spec.observation_steps), bool),
-    "dataset": np.zeros(1, np.int32),
-  }
+  made = batch_lib.fake(actor.spec, 1)
+  batch = {name: made[name] for name in batch_lib.ACTING}
   return {str(K): rollout.latency_ms(lambda K=K: actor(batch, K)) for K in budgets}
 
 
@@ -239,15 +232,17 @@ class Evaluation:
         self.settings.append(("expert", R, 0))
       method = "ceiling" if ceiling else trained.config.model["name"]
       self.settings += [(method, R, K) for K in budgets]
-    self.known, self._act_ms = {}, {}
-    self.replaces = _differences(self.target, self.facts)
+    exists = (self.target / "evaluation.json").exists()
+    there: Any = self.content() if exists else None
+    self.replaces = _differences(there, self.facts) if exists else ""
     if self.replaces and not replace:
       raise ValueError(
         f"{self.target} is of another evaluation ({self.replaces}); pass another --out, or "
         "--replace"
       )
-    if not self.replaces:
-      self.known, self._act_ms = _known(self.target, self._pairs)
+    self.known, self._act_ms = {}, {}
+    if exists and not self.replaces:
+      self.known, self._act_ms = _known(there, self._pairs), there["facts"]["act_ms"]
 
   @property
   def missing(self) -> list[Setting]:
@@ -272,12 +267,19 @@ class Evaluation:
           rows = rollout.run(env, act, self._pairs, replan=R, method=method, num_tokens=K)
           self.known[method, R, K] = rows
           self._write()
-    content = json.loads((self.target / "evaluation.json").read_text())
+    content = self.content()
     for name, by_replan in content["success"].items():
       for R, rates in by_replan.items():
         print(f"\n{name}, {R} steps executed of each chunk\n{report.table(rates)}", flush=True)
     print(f"\nsee {self.target}/evaluation.json and evaluation.md", flush=True)
     return content
+
+  def content(self) -> Any:
+    """Returns what evaluation.json holds, or None where that is no JSON."""
+    try:
+      return json.loads((self.target / "evaluation.json").read_text())
+    except ValueError:
+      return None
 
   def _driver(self, env: Any, method: str, R: int, K: int) -> rollout.Act:
     if method == "expert":
@@ -291,34 +293,25 @@ class Evaluation:
     report.write(self.target, rows, self.facts | {"act_ms": self._act_ms})
 
 
-def _differences(target: pathlib.Path, facts: dict[str, Any]) -> str:
-  """Says in what a report that lies there differs; empty where it does not, or there is none."""
-  path = target / "evaluation.json"
-  if not path.exists():
-    return ""
+def _differences(there: Any, facts: dict[str, Any]) -> str:
+  """Says in what the content of a report differs from one of these facts; empty if it does not."""
   try:
-    there = json.loads(path.read_text())["facts"]
-    differing = [name for name in IDENTITY if there.get(name) != facts[name]]
-  except (ValueError, KeyError, TypeError, AttributeError):
+    differing = [name for name in IDENTITY if there["facts"].get(name) != facts[name]]
+  except (KeyError, TypeError, AttributeError):
     return "evaluation.json is not a report"
-  return "; ".join(f"{name} {there.get(name)} there, {facts[name]} now" for name in differing)
+  return "; ".join(
+    f"{name} {there['facts'].get(name)} there, {facts[name]} now" for name in differing
+  )
 
 
-def _known(
-  target: pathlib.Path, pairs: Sequence[tuple[str, int]]
-) -> tuple[dict[Setting, list[rollout.Episode]], dict[str, Any]]:
-  """Returns {setting: rows}, whole ones only, and act_ms of the report that lies there, if any."""
-  path = target / "evaluation.json"
-  if not path.exists():
-    return {}, {}
-  content = json.loads(path.read_text())
+def _known(there: Any, pairs: Sequence[tuple[str, int]]) -> dict[Setting, list[rollout.Episode]]:
+  """Returns {setting: rows} of the content of a report: whole settings only."""
   groups: dict[Setting, list[rollout.Episode]] = {}
-  for values in content["episodes"]:
+  for values in there["episodes"]:
     row = rollout.Episode(**values)
     groups.setdefault((row.method, row.replan, row.num_tokens), []).append(row)
   whole = lambda rows: [(row.task, row.seed) for row in rows] == list(pairs)
-  known = {setting: rows for setting, rows in groups.items() if whole(rows)}
-  return known, content["facts"]["act_ms"]
+  return {setting: rows for setting, rows in groups.items() if whole(rows)}
 
 
 def _check_goals_unused(data_path: str, suite_name: str, first_seed: int, episodes: int) -> bool:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -29,7 +30,6 @@ from oat_jax.train import models
 
 STAGES = ("collect", "tokenizer", "policy", "regression", "evaluate", "report")
 RUNS = ("tokenizer", "policy", "regression")  # stages that train, each in a directory of its name
-METHODS = ("policy", "regression", "ceiling")  # what is evaluated
 # The runs that must be whole before a stage.
 NEEDS = {
   "collect": (),
@@ -127,6 +127,7 @@ def run(
   with_data = lambda run, **more: dataclasses.replace(
     run, data=dataclasses.replace(run.data, path=data), **more
   )
+  evaluations = functools.cache(lambda: _evaluations(config, out))  # once the runs are whole
   actions: dict[str, Callable[[], Any]] = {
     "collect": lambda: collect.collect(
       config.suite,
@@ -140,15 +141,16 @@ def run(
       with_data(config.policy, tokenizer=str(out / "tokenizer")), out / "policy"
     ),
     "regression": lambda: loop.train(with_data(config.regression), out / "regression"),
-    "evaluate": lambda: _evaluate(config, out),
-    "report": lambda: write_report(config, out),
+    "evaluate": lambda: [each.run() for each in evaluations().values()],
+    "report": lambda: write_report(config, out, evaluations()),
   }
   for number, stage in enumerate(STAGES, 1):
     if stage in stages:
       print(f"\n== {number}/{len(STAGES)} {stage}", flush=True)
       for name in NEEDS[stage]:
         _check_done(getattr(config, name), out / name)
-      with _clock(out, stage, *_progress(config, out, stage)):
+      progress = _evaluated(evaluations()) if stage == "evaluate" else _progress(config, out, stage)
+      with _clock(out, stage, *progress):
         actions[stage]()
   return out / "report"
 
@@ -157,14 +159,16 @@ def _progress(config: Config, out: pathlib.Path, stage: str) -> tuple[bool, bool
   """Whether the stage is done already, and whether it goes on with what an earlier call left."""
   if stage == "collect":
     return (out / "data" / "dataset_info.json").exists(), any(out.glob("data*"))
-  if stage == "evaluate":
-    evaluations = _evaluations(config, out).values()
-    done = not any(each.missing for each in evaluations)
-    return done, not any(each.replaces for each in evaluations)
   if stage in RUNS:
     done = checkpoint.steps(out / stage)[-1:] == [getattr(config, stage).steps]
     return done, (out / stage).exists()
   return False, False  # a report is made anew
+
+
+def _evaluated(evaluations: Mapping[str, evaluation.Evaluation]) -> tuple[bool, bool]:
+  """As `_progress`, of the stage that runs these."""
+  done = not any(each.missing for each in evaluations.values())
+  return done, not any(each.replaces for each in evaluations.values())
 
 
 def _check_done(run: train_config.Config, workdir: pathlib.Path) -> None:
@@ -218,11 +222,6 @@ def _evaluations(config: Config, out: pathlib.Path) -> dict[str, evaluation.Eval
   }
 
 
-def _evaluate(config: Config, out: pathlib.Path) -> None:
-  for each in _evaluations(config, out).values():
-    each.run()
-
-
 def reconstruction_errors(trained: models.Trained, windows: Any) -> dict[str, Any]:
   """Returns held-out errors by K on normalised actions, and a difference paired by episode.
 
@@ -247,7 +246,9 @@ def reconstruction_errors(trained: models.Trained, windows: Any) -> dict[str, An
   }
 
 
-def write_report(config: Config, out: pathlib.Path) -> dict[str, Any]:
+def write_report(
+  config: Config, out: pathlib.Path, evaluations: Mapping[str, evaluation.Evaluation]
+) -> dict[str, Any]:
   """Writes summary.json, report.md and the figures into `out`/report; returns the summary.
 
   A rate is {"rate", "k", "n", "low", "high"}, with a Wilson interval. In the summary `success`,
@@ -261,17 +262,14 @@ def write_report(config: Config, out: pathlib.Path) -> dict[str, Any]:
     FileNotFoundError, ValueError: a stage before it is not done.
   """
   begin = time.monotonic()
-  missing = [name for name, each in _evaluations(config, out).items() if each.missing]
+  missing = [name for name, each in evaluations.items() if each.missing]
   if missing:
     raise ValueError(f"{out}: {', '.join(missing)} not evaluated; run the stage 'evaluate' first")
-  tokenizer = models.load(out / "tokenizer")
+  tokenizer = evaluations["ceiling"].trained
   split = inputs.load(tokenizer.config.data)
   errors = reconstruction_errors(tokenizer, split.validation)
-  curves = {name: read_metrics(out / name) for name in ("tokenizer", "policy", "regression")}
-  results = {
-    name: json.loads((out / "evaluation" / name / "evaluation.json").read_text())
-    for name in METHODS
-  }
+  curves = {name: read_metrics(out / name) for name in RUNS}
+  results = {name: each.content() for name, each in evaluations.items()}
   R = str(config.evaluate.headline_replan)
   by_replan = results["policy"]["success"][config.policy.model["name"]]
   floor = results["regression"]["success"]["regression"]

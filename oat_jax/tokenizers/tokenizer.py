@@ -126,7 +126,7 @@ def _checked(tokenizer: Tokenizer) -> Tokenizer:
       raise ValueError(f"there are {spec.num_datasets} datasets: say whose statistics hold")
     if dataset is not None and jnp.shape(dataset) != (rows,):
       raise ValueError(f"dataset has shape {list(jnp.shape(dataset))}; expected [{rows}]")
-    if dataset is not None and _concrete(dataset):
+    if dataset is not None and concrete(dataset):
       ids_B = np.asarray(dataset)
       if ((ids_B < 0) | (ids_B >= spec.num_datasets)).any():
         raise ValueError(f"dataset {ids_B.tolist()} is outside 0..{spec.num_datasets - 1}")
@@ -140,7 +140,7 @@ def _checked(tokenizer: Tokenizer) -> Tokenizer:
       raise ValueError(
         f"encode: the mask has shape {list(jnp.shape(action_mask))}; expected {list(shape[:2])}"
       )
-    if _concrete(actions_BCA) and _concrete(action_mask):
+    if concrete(actions_BCA) and concrete(action_mask):
       valid = True if action_mask is None else np.asarray(action_mask)[..., None]
       bad = np.argwhere(~np.isfinite(np.asarray(actions_BCA)) & valid)
       if len(bad):
@@ -149,7 +149,7 @@ def _checked(tokenizer: Tokenizer) -> Tokenizer:
         )
     check_dataset(dataset, shape[0])
     # Inside a trace, nothing that an inner jit has kept from another one, with other shardings.
-    run = jit_encode if _concrete(actions_BCA) else tokenizer.encode
+    run = jit_encode if concrete(actions_BCA) else tokenizer.encode
     return run(params, actions_BCA, action_mask, dataset)
 
   def decode(params, tokens_BN, num_tokens=None, dataset=None):
@@ -160,7 +160,7 @@ def _checked(tokenizer: Tokenizer) -> Tokenizer:
       )
     num_tokens = N if num_tokens is None else num_tokens
     check_num_tokens(num_tokens, N)
-    if _concrete(tokens_BN) and _concrete(num_tokens):
+    if concrete(tokens_BN) and concrete(num_tokens):
       used = np.asarray(tokens_BN)[:, : int(num_tokens)]
       bad = np.argwhere((used < 0) | (used >= V))
       if len(bad):
@@ -169,7 +169,7 @@ def _checked(tokenizer: Tokenizer) -> Tokenizer:
           f"0..{V - 1}"
         )
     check_dataset(dataset, shape[0])
-    run = jit_decode if _concrete(tokens_BN) else tokenizer.decode
+    run = jit_decode if concrete(tokens_BN) else tokenizer.decode
     return run(params, tokens_BN, num_tokens, dataset)
 
   return tokenizer._replace(encode=encode, decode=decode)
@@ -179,9 +179,10 @@ def check_num_tokens(num_tokens: Any, max_tokens: int) -> None:
   """Raises ValueError unless `num_tokens` is one integer; where concrete, in 1 .. max_tokens."""
   if jnp.shape(num_tokens) or not jnp.issubdtype(jnp.result_type(num_tokens), jnp.integer):
     raise ValueError(f"num_tokens is {num_tokens}; it must be one integer in 1..{max_tokens}")
-  if _concrete(num_tokens) and not 1 <= int(num_tokens) <= max_tokens:
+  if concrete(num_tokens) and not 1 <= int(num_tokens) <= max_tokens:
     raise ValueError(f"num_tokens is {int(num_tokens)}; it must be in 1..{max_tokens}")
 
 
-def _concrete(x: Any) -> bool:
+def concrete(x: Any) -> bool:
+  """Whether a value can be looked at: false inside a trace."""
   return not isinstance(x, core.Tracer)

@@ -51,8 +51,7 @@ class Optimizer:
   def __post_init__(self):
     config_lib.choose(self.schedule, SCHEDULES, "config.optimizer.schedule")
     for name in ("learning_rate", "clip"):
-      if not getattr(self, name) > 0:
-        raise ValueError(f"config.optimizer.{name} is {getattr(self, name)}; it must be above 0")
+      config_lib.above(getattr(self, name), 0, f"config.optimizer.{name}")
     for name in ("b1", "b2", "ema_max"):
       config_lib.between(getattr(self, name), 0, 1, f"config.optimizer.{name}")
     for name in ("warmup_steps", "weight_decay"):
