@@ -1,4 +1,4 @@
-"""Packaging of oat_jax. Extras: train, sim, tpu, cuda, dev; `make` installs train, sim and dev."""
+"""Packaging of oat_jax. `make` installs the extras train, sim, convert, dev; not tpu and cuda."""
 
 import pathlib
 import re
@@ -25,6 +25,7 @@ EXTRAS = {
     "matplotlib>=3.9",
   ],
   "sim": ["metaworld>=3.1.1,<3.2", "packaging", "gymnasium>=1.1"],
+  "convert": ["h5py>=3.11", "pyarrow>=17", "av>=13"],
   "tpu": ["libtpu"],
   "cuda": ["jax[cuda13]"],
   "dev": [

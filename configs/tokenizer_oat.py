@@ -13,7 +13,9 @@ On 400 demonstrations a task, mt4 takes 5 minutes on two CPU cores; its held-out
 episodes only, which say nothing about its quality. published has not been run to its end.
 """
 
-from ml_collections import config_dict
+import pathlib
+import runpy
+
 from ml_collections import ConfigDict
 
 
@@ -31,18 +33,8 @@ def get_config(variant: str = "mt4") -> ConfigDict:
   config.keep = 2
   config.evaluate_windows = 4096
 
-  config.data = ConfigDict()
-  config.data.path = ""
-  config.data.split = "train"
-  config.data.action = "action"
-  config.data.state = ("observation/state",)
-  config.data.task = "episode_metadata/task"
-  config.data.observation_steps = 2
-  config.data.action_horizon = 32
-  config.data.action_dim = config_dict.placeholder(int)  # the dataset's, where None
-  config.data.validation_fraction = 0.1
-  config.data.split_seed = 0
-  config.data.threads = 1
+  data = runpy.run_path(str(pathlib.Path(__file__).with_name("data.py")))
+  config.data = data["get_config"]()
 
   config.model = ConfigDict()
   config.model.name = "oat"

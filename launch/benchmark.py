@@ -4,7 +4,8 @@ Examples:
   python launch/benchmark.py train --out=runs/bench/train.json
   python launch/benchmark.py act --out=runs/bench/act.json
 
-Sections: train (steps/s of tokenizer and policy), act (ms by K, on one core), data (windows/s).
+Sections: train (steps/s of tokenizer and policy), act (ms by K, on one core), data (index,
+windows, images, memory).
 Read times as ratios within one run, or as CPU seconds beside the calibration kernel's of the same
 run.
 """
@@ -18,6 +19,9 @@ from absl import flags
 import command
 
 _OUT = flags.DEFINE_string("out", None, "JSON file to write.", required=True)
+_SCALE = flags.DEFINE_float(
+  "scale", 1.0, "Share of the work: less is quicker, and its figures are noisier."
+)
 _CORES = flags.DEFINE_integer(
   "cores", None, "Pins the run to so many of its cores; 0 is all. 1 for act, else 0, if unset."
 )
@@ -42,7 +46,7 @@ def main(section: str) -> None:
     for size in ("mt4", "published")
   }
   figures = clock.calibration()
-  figures |= importlib.import_module(f"oat_jax.bench.{section}").run(configs)
+  figures |= importlib.import_module(f"oat_jax.bench.{section}").run(configs, _SCALE.value)
   figures |= {f"{name}_again": value for name, value in clock.calibration().items()}
   for name, value in figures.items():
     print(f"{name:<48} {value:.6g}")

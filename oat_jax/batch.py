@@ -4,6 +4,7 @@ A batch is a nested dict, numpy on the host and jax arrays inside a step. Axis l
 observation steps, C chunk steps, A action dims, S state dims, N tokens.
 
   observation
+    image_<camera>    uint8   (B, T, height, width, 3)  RGB; for every camera of the spec
     state             float32 (B, T, S)  dataset units, oldest step first
     task              int32   (B,)       index of the task's name in `BatchSpec.task_names`
   observation_mask    bool    (B, T)     false where the episode had not begun yet
@@ -35,6 +36,7 @@ class BatchSpec:
   state_dim: int  # S
   task_names: tuple[str, ...] = ("",)
   num_datasets: int = 1
+  cameras: tuple[tuple[str, int, int], ...] = ()  # name, height, width
 
   @property
   def num_tasks(self) -> int:
@@ -51,6 +53,9 @@ class BatchSpec:
     ):
       if getattr(self, name) < 1:
         raise ValueError(f"BatchSpec.{name} is {getattr(self, name)}; it must be at least 1")
+    # Read back from JSON they are lists.
+    cameras = tuple((str(name), int(h), int(w)) for name, h, w in self.cameras)
+    object.__setattr__(self, "cameras", cameras)
 
 
 def shapes(spec: BatchSpec, batch_size: int) -> dict[str, Any]:
@@ -58,6 +63,7 @@ def shapes(spec: BatchSpec, batch_size: int) -> dict[str, Any]:
   B, T, C = batch_size, spec.observation_steps, spec.action_horizon
   return {
     "observation": {
+      **{f"image_{name}": ((B, T, h, w, 3), np.dtype(np.uint8)) for name, h, w in spec.cameras},
       "state": ((B, T, spec.state_dim), np.dtype(np.float32)),
       "task": ((B,), np.dtype(np.int32)),
     },
@@ -81,8 +87,14 @@ def fake(spec: BatchSpec, batch_size: int, seed: int = 0) -> dict[str, Any]:
     kept = rng.integers(1, rows_shape[1] + 1, (rows_shape[0], 1))
     return np.arange(rows_shape[1]) < kept
 
+  images = {
+    name: rng.integers(0, 256, leaf[0], np.uint8)
+    for name, leaf in like["observation"].items()
+    if name.startswith("image_")
+  }
   return {
     "observation": {
+      **images,
       "state": floats(like["observation"]["state"]),
       "task": rng.integers(0, spec.num_tasks, batch_size, np.int32),
     },

@@ -13,6 +13,14 @@ import tiny
 jax.config.update("jax_disable_most_optimizations", True)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory):
+  """The directory of the index cache, for this process and those that it starts."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv("OAT_JAX_CACHE", str(tmp_path_factory.mktemp("cache")))
+    yield
+
+
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory):
   """A small RLDS dataset of two tasks."""

@@ -1,5 +1,6 @@
 """Launch files explain themselves and say a user's error in one line; shipped configs all load."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -9,7 +10,8 @@ import pytest
 import tiny
 
 LAUNCH = sorted(p.name for p in (tiny.ROOT / "launch").glob("*.py") if p.name != "command.py")
-CONFIGS = sorted(p.name for p in (tiny.ROOT / "configs").glob("*.py"))
+# data.py is a part of the others and has no variants.
+CONFIGS = sorted(p.name for p in (tiny.ROOT / "configs").glob("*.py") if p.name != "data.py")
 
 
 def documented(name):
@@ -71,6 +73,16 @@ def make(run):
       tokenizers.make(tiny.get_config("tokenizer_oat.py").model, spec) if over_tokens else None
     )
     assert policies.make(run.model, spec, None, inner).spec == spec
+
+
+def test_every_setting_of_the_data_can_be_given_on_the_command_line():
+  from oat_jax import config as config_lib
+  from oat_jax.train import config as train_config
+
+  values = tiny.get_config("data.py")
+  assert set(values) == {field.name for field in dataclasses.fields(train_config.Data)}
+  defaults = dataclasses.asdict(train_config.Data(task="episode_metadata/task"))
+  assert dataclasses.asdict(config_lib.freeze(train_config.Data, values)) == defaults
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -95,8 +95,8 @@ def test_the_summary_has_every_field_that_was_promised(summary):
   assert set(summary["token_accuracy"]) == every_K
   assert all(0 <= value <= 1 for value in summary["token_accuracy"].values())
   assert 1 <= summary["code_usage"] <= 1000
-  assert set(summary["data_wait"]) == set(MODELS)
-  assert all(0 <= value < 1 for value in summary["data_wait"].values())
+  assert set(summary["input_wait"]) == set(MODELS)
+  assert all(0 <= value < 1 for value in summary["input_wait"].values())
   assert set(summary["act_ms"]) == {"1", "8"}
   for value in summary["act_ms"].values():
     assert 0 < value["p50"] <= value["p95"]

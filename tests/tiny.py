@@ -131,6 +131,24 @@ def to_bits(tree):
   }
 
 
+def episodes(lengths, action_dim=2, state_dim=3, tasks=None):
+  """Episodes in memory; every number is different, so that no mistake can hide."""
+  from oat_jax.data import rlds
+
+  steps = sum(lengths)
+  tasks = [0] * len(lengths) if tasks is None else tasks
+  numbered = lambda dims: np.arange(steps * dims, dtype=np.float32).reshape(steps, dims) + 1
+  return rlds.Episodes(
+    actions_LA=numbered(action_dim),
+    states_LS=-numbered(state_dim),
+    starts_E=np.cumsum([0, *lengths], dtype=np.int64),
+    tasks_L=np.repeat(np.array(tasks, np.int32), lengths),
+    task_names=tuple(f"task {i}" for i in range(max(tasks) + 1)),
+    action_names=tuple(f"action_{i}" for i in range(action_dim)),
+    state_names=tuple(f"state_{i}" for i in range(state_dim)),
+  )
+
+
 def episode(task, seed, length=20, action_dim=3, bad=None):
   """Actions are smooth functions of the state, so that a model can learn them."""
   rng = np.random.default_rng(seed)
@@ -259,7 +277,7 @@ def command(file, *args, **changes):
 def metrics(workdir):
   """Rows of metrics.jsonl without the clock's values."""
   rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-  return [{k: v for k, v in row.items() if k != "train/data_wait"} for row in rows]
+  return [{k: v for k, v in row.items() if k != "train/input_wait"} for row in rows]
 
 
 def listing(path):

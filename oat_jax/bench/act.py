@@ -11,7 +11,7 @@ from oat_jax.bench import clock
 from oat_jax.bench import models
 
 
-def run(configs: Mapping[str, Any]) -> dict[str, float]:
+def run(configs: Mapping[str, Any], scale: float = 1.0) -> dict[str, float]:
   """`configs` holds `tokenizer_mt4` and `policy_mt4`."""
   policy, params = models.policy(configs["policy_mt4"].model, configs["tokenizer_mt4"].model)
   act = jax.jit(policy.act, static_argnames="sampling")
@@ -21,7 +21,7 @@ def run(configs: Mapping[str, Any]) -> dict[str, float]:
     calls = {
       K: lambda K=K, batch=batch: act(params, batch, key, np.int32(K))[0] for K in (1, 2, 4, 8)
     }
-    costs = clock.typical_costs(calls, repeats=100 if rows == 1 else 10)
+    costs = clock.typical_costs(calls, max(1, round(scale * (100 if rows == 1 else 10))))
     for K in calls:
       figures[f"act_k{K}_batch{rows}_wall_ms"] = 1e3 * costs[K].wall_s
       figures[f"act_k{K}_batch{rows}_cpu_ms"] = 1e3 * costs[K].cpu_s

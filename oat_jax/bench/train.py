@@ -15,14 +15,14 @@ from oat_jax.train import state as state_lib
 from oat_jax.train import step as step_lib
 
 
-def run(configs: Mapping[str, Any]) -> dict[str, float]:
+def run(configs: Mapping[str, Any], scale: float = 1.0) -> dict[str, float]:
   """`configs` holds `tokenizer_` and `policy_` of `mt4` and `published`."""
   figures = {}
   for size, repeats in (("mt4", 20), ("published", 3)):
     tokenizer_config = configs[f"tokenizer_{size}"]
     for kind in ("tokenizer", "policy"):
       config = config_lib.freeze(configs[f"{kind}_{size}"])
-      measured = step_cost(config, tokenizer_config.model, repeats)
+      measured = step_cost(config, tokenizer_config.model, max(1, round(repeats * scale)))
       name = f"train_{kind}_{size}"
       figures[f"{name}_batch_rows"] = config.batch_size
       figures[f"{name}_steps_per_wall_s"] = 1 / measured.wall_s

@@ -1,20 +1,24 @@
 """The input pipeline: batches of shuffled windows, the same stream on any number of threads.
 
-The stream is a function of (seed, number of windows, global batch size) alone; threads, processes
-and restarts only decide who computes which part of it and when. Hence a checkpoint holds no
-iterator, just the step. Indices are shuffled and batched first, then a whole batch is gathered at
-once, which is what makes a light window cheap (20 times cheaper than one by one).
+The stream is a function of the order's seed and the global batch size alone; threads, workers,
+processes and restarts only decide who computes which part of it and when. Hence a checkpoint holds
+no iterator, just the step. A batch's windows are found and gathered all at once, which is what
+makes a light window cheap (20 times cheaper than one by one).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+import sys
 from typing import Any, Protocol
 
+from absl import flags
 import grain
 import numpy as np
 
+from oat_jax.data import mixture
+
 
 class WindowSource(Protocol):
-  """Any callable with a length: `windows.Windows`, or a wrapper that adds fields to its batches."""
+  """Any callable with a length: windows, a mixture, or a wrapper that adds to their batches."""
 
   def __len__(self) -> int: ...
 
@@ -25,25 +29,27 @@ def make_pipeline(
   windows: WindowSource,
   *,
   batch_size: int,
-  seed: int,
+  seed: int = 0,
+  order: Callable[[np.ndarray], np.ndarray] | None = None,
   start_step: int = 0,
   process_index: int = 0,
   process_count: int = 1,
   threads: int = 2,
+  workers: int = 0,
 ) -> Iterator[dict[str, Any]]:
   """Returns an endless iterator of this process's rows of the global batches.
-
-  Every epoch visits every window exactly once, in a new order, and none is dropped: a batch may
-  begin in one epoch and end in the next.
 
   Args:
     windows: gathers the batch of given indices; called from `threads` threads at once.
     batch_size: rows of the global batch, over all processes.
-    seed: of the shuffles, not negative.
+    seed: of the shuffle where there is no `order`, not negative.
+    order: place in the stream -> window, a `mixture.Order`. If None, every epoch visits every
+      window exactly once, in a new order; a batch may begin in one epoch and end in the next.
     start_step: the stream's first batch, at no cost: the number of batches already consumed.
     process_index, process_count: this process gets the contiguous rows
       [index, index + 1) * batch_size / count of every global batch.
     threads: how many read ahead; 0 gathers in the caller's thread.
+    workers: further processes that do so, each with `threads` threads and a copy of `windows`.
 
   Raises:
     ValueError: the batch does not divide by the processes, there are fewer windows than rows in a
@@ -58,23 +64,51 @@ def make_pipeline(
       f"there are {len(windows)} windows, fewer than batch_size {batch_size}; "
       f"take at most {len(windows)}"
     )
-  for name, value in (("seed", seed), ("start_step", start_step), ("threads", threads)):
+  numbers = {"seed": seed, "start_step": start_step, "threads": threads, "workers": workers}
+  for name, value in numbers.items():
     if value < 0:
       raise ValueError(f"{name} is {value}; it must not be negative")
+  order = order or mixture.Order([len(windows)], [1], seed)
   rows = batch_size // process_count
-  mine = slice(process_index * rows, (process_index + 1) * rows)
-  stream = (
-    grain.MapDataset.range(len(windows))
-    .seed(seed)
-    .shuffle()
-    .repeat()
-    .batch(batch_size, batch_fn=np.asarray)
-    .map(lambda indices: windows(indices[mine]))
-  )
+  gather = _Gather(windows, order, batch_size, process_index * rows, rows)
+  # Not an iterator that is set to a step: its state would hang on the number of workers.
+  steps = grain.MapDataset.range(start_step, sys.maxsize // batch_size)
   options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4 * threads)
-  iterator = iter(stream.to_iter_dataset(options))
-  grain.experimental.set_next_index(iterator, start_step)
-  return iterator
+  stream = steps.map(gather).to_iter_dataset(options)
+  if workers:
+    if not flags.FLAGS.is_parsed():  # outside of absl's app, where grain's workers want it
+      flags.FLAGS.mark_as_parsed()
+    stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+  return iter(stream)
+
+
+class _Gather:
+  """step -> this process's rows of the global batch; a class, for worker processes to receive."""
+
+  # The order is asked for in blocks: it costs as much for a few places as for a few hundred.
+  _BLOCK = 4096
+
+  def __init__(self, windows: Any, order: Any, batch_size: int, first: int, rows: int):
+    self._windows, self._order = windows, order
+    self._batch_size, self._first, self._rows = batch_size, first, rows
+    self._blocks: dict[int, np.ndarray] = {}
+
+  def __call__(self, step: int) -> dict[str, Any]:
+    first = step * self._batch_size + self._first
+    block, skip = divmod(first, self._BLOCK)
+    count = -(-(skip + self._rows) // self._BLOCK)
+    places = np.concatenate([self._block(block + i) for i in range(count)])
+    return self._windows(places[skip : skip + self._rows])
+
+  def _block(self, number: int) -> np.ndarray:
+    # Threads may make a block twice, or drop one that another still wants: both are harmless.
+    found = self._blocks.get(number)
+    if found is None:
+      found = self._order(number * self._BLOCK + np.arange(self._BLOCK))
+      if len(self._blocks) >= 8:
+        self._blocks.clear()
+      self._blocks[number] = found
+    return found
 
 
 def epoch(windows: WindowSource, batch_size: int) -> Iterator[tuple[dict[str, Any], np.ndarray]]:

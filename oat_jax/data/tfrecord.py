@@ -31,47 +31,49 @@ def masked_crc(data: Buffer) -> int:
   return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-def scan(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
+def scan(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray, str]:
   """Indexes a TFRecord file by its headers alone: 12 bytes read per record, whatever its size.
 
   Returns:
     offsets, lengths: int64 (records,), where each payload starts and how many bytes it has.
-
-  Raises:
-    ValueError: the file ends inside a record, or a length's checksum is wrong.
+    damage: why nothing behind these records can be read: the file ends inside a record, or a
+      length's checksum is wrong. "" for a whole file.
   """
   path, size = os.fspath(path), os.path.getsize(path)
-  offsets, lengths, position = [], [], 0
+  offsets, lengths, position, damage = [], [], 0, ""
   with open(path, "rb", buffering=0) as file:
     while position < size:
       file.seek(position)
       header = file.read(_HEADER.size)
       if len(header) < _HEADER.size:
-        raise ValueError(f"{path}: truncated record header at byte {position} of {size}")
+        damage = f"{path}: truncated record header at byte {position} of {size}"
+        break
       length, crc = _HEADER.unpack(header)
       if masked_crc(header[:8]) != crc:
-        raise ValueError(
+        damage = (
           f"{path}: wrong length checksum at byte {position}; "
           "the file is corrupt, compressed or not a TFRecord file"
         )
+        break
       end = position + _HEADER.size + length + _FOOTER.size
       if end > size:
-        raise ValueError(
+        damage = (
           f"{path}: truncated record at byte {position}: it ends at {end}, the file at {size}"
         )
+        break
       offsets.append(position + _HEADER.size)
       lengths.append(length)
       position = end
-  return np.array(offsets, np.int64), np.array(lengths, np.int64)
+  return np.array(offsets, np.int64), np.array(lengths, np.int64), damage
 
 
 class TFRecordFile:
   """A TFRecord file as a sequence of payloads, each checked against its CRC when it is read."""
 
   def __init__(self, path: str | os.PathLike):
-    """Scans the headers and maps the file; raises as `scan` does."""
+    """Scans the headers and maps the file; `damage` is not "" where its end cannot be read."""
     self.path = os.fspath(path)
-    self.offsets, self.lengths = scan(path)
+    self.offsets, self.lengths, self.damage = scan(path)
     self._bytes = memoryview(b"")
     if len(self):  # an empty file cannot be mapped
       with open(path, "rb") as file:
@@ -143,8 +145,34 @@ def ints(buffer: Buffer, start: int, end: int) -> np.ndarray:
 
 def bytes_(buffer: Buffer, start: int, end: int) -> list[bytes]:
   """Reads the span of a BytesList into copies of its values."""
-  fields = _fields(buffer, start, end, "BytesList", (0x0A,))
-  return [bytes(buffer[first:last]) for _, first, last in fields]
+  starts, lengths = bytes_spans(buffer, start, end)
+  return [bytes(buffer[first : first + n]) for first, n in zip(starts, lengths)]
+
+
+def bytes_spans(buffer: Buffer, start: int, end: int) -> tuple[list[int], list[int]]:
+  """Returns where the values of a BytesList's span start and how many bytes each has."""
+  starts, lengths, position = [], [], start
+  while position < end:
+    if buffer[position] != 0x0A:
+      raise ValueError(f"malformed BytesList: unexpected tag {buffer[position]:#x} at {position}")
+    position += 1
+    # A varint, read here: an episode has one of them for every frame of every camera.
+    length = shift = 0
+    while True:
+      if position >= end or shift > 63:
+        raise ValueError(f"malformed BytesList: unterminated varint at byte {position}")
+      byte = buffer[position]
+      position += 1
+      length |= (byte & 0x7F) << shift
+      if byte < 0x80:
+        break
+      shift += 7
+    starts.append(position)
+    lengths.append(length)
+    position += length
+  if position > end:
+    raise ValueError(f"malformed BytesList: a value ends at {position}, behind byte {end}")
+  return starts, lengths
 
 
 def _fields(

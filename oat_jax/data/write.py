@@ -3,25 +3,23 @@
 The directory holds `features.json`, `dataset_info.json` and `NAME-SPLIT.tfrecord-00000-of-000NN`,
 so that `tfds.builder_from_directory` opens it and `builder.info.features.deserialize_example_np`
 decodes its records; a record is one episode (RLDS: arXiv 2111.02767).
+
+Long work, which a kill may interrupt, and several splits: `shards.writing`.
 """
 
 from collections.abc import Iterable, Mapping
-import json
 import os
-import pathlib
-import re
-import shutil
-import struct
-from typing import Any, BinaryIO
+from typing import Any
 
 import cv2
 import numpy as np
 from tensorflow_datasets import features as tfds_features
 from tensorflow_datasets.core import example_serializer
 
-from oat_jax.data import tfrecord
+from oat_jax.data import shards
 
 _JPEG_QUALITY = 95
+_MAGIC = {"jpeg": b"\xff\xd8\xff", "png": b"\x89PNG\r\n\x1a\n"}
 
 
 def rlds_features(
@@ -58,9 +56,10 @@ def serialize(features: tfds_features.FeaturesDict, episode: Mapping[str, Any]) 
   """Returns the record (a tf.train.Example) of one episode.
 
   Args:
-    features: scalars and tensors of float32, int32, int64 and bool, `Text`,
-      `Image(encoding_format="jpeg")`, and a `Dataset` of those for the steps.
-    episode: values in the same structure, `steps` a list of dicts; images uint8 (H, W, 3) RGB.
+    features: scalars and tensors of float32, int32, int64 and bool, `Text`, `Image` with encoding
+      "jpeg" (quality 95) or "png", and a `Dataset` of those for the steps.
+    episode: values in the same structure, `steps` an iterable of dicts, taken one by one; images
+      uint8 (H, W, 3) RGB, or bytes encoded already, which are stored as they are.
 
   Raises:
     ValueError: a value is missing, unknown, or does not have its feature's shape or dtype.
@@ -70,6 +69,21 @@ def serialize(features: tfds_features.FeaturesDict, episode: Mapping[str, Any]) 
   serializer = example_serializer.ExampleSerializer(specs)
   # An Example is a map, whose order protobuf leaves open unless told: equal episodes, equal bytes.
   return serializer.get_tf_example(encoded).SerializeToString(deterministic=True)
+
+
+def image_encoding(data: bytes) -> str | None:
+  """Returns "jpeg" or "png", as the first bytes of an encoded image say; None for others."""
+  return next((name for name, magic in _MAGIC.items() if data.startswith(magic)), None)
+
+
+def decode_image(data: bytes) -> np.ndarray | None:
+  """Returns (H, W, C) of an encoded image, colours as RGB; None where it cannot be decoded."""
+  flat = np.frombuffer(data, np.uint8)
+  image: Any = cv2.imdecode(flat, cv2.IMREAD_UNCHANGED) if len(flat) else None
+  if image is None:
+    return None
+  image_HWC = image.reshape(*image.shape[:2], -1)  # grey images come without an axis for channels
+  return cv2.cvtColor(image_HWC, cv2.COLOR_BGR2RGB) if image_HWC.shape[-1] == 3 else image_HWC
 
 
 def _prepare(feature: Any, value: Any, path: str) -> Any:
@@ -84,7 +98,32 @@ def _prepare(feature: Any, value: Any, path: str) -> Any:
     return {name: _prepare(feature[name], value[name], f"{path}/{name}") for name in feature}
   if isinstance(feature, tfds_features.Text):
     return value
-  array = np.asarray(value)
+  if isinstance(feature, tfds_features.Image):
+    return _prepare_image(feature, value, path)
+  return _check(feature, np.asarray(value), path).astype(feature.np_dtype)
+
+
+def _prepare_image(feature: Any, value: Any, path: str) -> bytes:
+  encoding = feature.encoding_format
+  if encoding not in _MAGIC:
+    raise ValueError(f"episode '{path}' is encoded as {encoding}; known are {', '.join(_MAGIC)}")
+  if isinstance(value, bytes):
+    image_HWC = decode_image(value) if image_encoding(value) == encoding else None
+    if image_HWC is None:
+      raise ValueError(
+        f"episode '{path}' is {len(value)} bytes beginning with {value[:8]!r}, which are no"
+        f" {encoding} image"
+      )
+    _check(feature, image_HWC, path)
+    return value
+  image_HWC = np.ascontiguousarray(_check(feature, np.asarray(value), path))
+  if image_HWC.shape[-1] == 3:
+    image_HWC = cv2.cvtColor(image_HWC, cv2.COLOR_RGB2BGR)
+  quality = (cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY) if encoding == "jpeg" else ()
+  return cv2.imencode(f".{encoding}", image_HWC, quality)[1].tobytes()
+
+
+def _check(feature: Any, array: np.ndarray, path: str) -> np.ndarray:
   fits = len(array.shape) == len(feature.shape) and all(
     want in (None, got) for got, want in zip(array.shape, feature.shape)
   )
@@ -93,10 +132,7 @@ def _prepare(feature: Any, value: Any, path: str) -> Any:
       f"episode '{path}' is {array.dtype}{list(array.shape)}; the features say"
       f" {np.dtype(feature.np_dtype)}{list(feature.shape)}"
     )
-  if isinstance(feature, tfds_features.Image):
-    quality = (cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY)
-    return cv2.imencode(".jpg", cv2.cvtColor(array, cv2.COLOR_RGB2BGR), quality)[1].tobytes()
-  return array.astype(feature.np_dtype)
+  return array
 
 
 def write(
@@ -108,7 +144,7 @@ def write(
   version: str = "1.0.0",
   split: str = "train",
   description: str = "",
-  shard_bytes: int = 64 << 20,
+  shard_bytes: int = shards.SHARD_BYTES,
 ) -> int:
   """Writes a dataset of one split into `out` and returns its number of episodes.
 
@@ -127,72 +163,13 @@ def write(
 
   Raises:
     FileExistsError: `out` is not empty.
+    BlockingIOError: another process is writing it.
     ValueError: a bad name, no episodes, or an episode that does not fit the features.
   """
-  if not re.fullmatch("[a-z][a-z0-9_]*", name):
-    raise ValueError(
-      f"dataset name '{name}': write small letters, digits and underscores, a letter first"
-    )
-  out = pathlib.Path(out).absolute()
-  if out.exists() and any(out.iterdir()):
-    raise FileExistsError(f"{out} is not empty; choose another directory or delete it")
-  partial = out.with_name(out.name + ".writing")
-  shutil.rmtree(partial, ignore_errors=True)
-  partial.mkdir(parents=True)
-  try:
-    prefix = f"{name}-{split}.tfrecord"
-    lengths, num_bytes = _write_shards(partial, features, episodes, shard_bytes)
-    if not lengths:
-      raise ValueError(f"no episodes to write into {out}")
-    for i in range(len(lengths)):
-      (partial / f"{i}.shard").rename(partial / f"{prefix}-{i:05d}-of-{len(lengths):05d}")
-    features.save_config(os.fspath(partial))
-    info = {
-      "name": name,
-      "version": version,
-      "description": description,
-      "fileFormat": "tfrecord",
-      "releaseNotes": {version: description.partition("\n")[0]},
-      "splits": [
-        {
-          "name": split,
-          "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
-          "numBytes": str(num_bytes),
-          "shardLengths": [str(length) for length in lengths],
-        }
-      ],
-    }
-    (partial / "dataset_info.json").write_text(json.dumps(info, indent=2) + "\n")
-    partial.replace(out)
-  except BaseException as error:
-    shutil.rmtree(partial, ignore_errors=True)
-    if isinstance(error, OSError) and error.filename is None:
-      error.filename = os.fspath(partial)  # a full disk does not say which
-    raise
-  return sum(lengths)
-
-
-def _write_shards(
-  directory: pathlib.Path, features: Any, episodes: Iterable[Any], shard_bytes: int
-) -> tuple[list[int], int]:
-  """Writes 0.shard, 1.shard, ...; returns their numbers of records and the bytes of all records."""
-  lengths, num_bytes = [], 0
-  shard: BinaryIO | None = None
-  try:
+  with shards.writing(
+    out, name=name, version=version, description=description, shard_bytes=shard_bytes
+  ) as writer:
     for episode in episodes:
-      record = episode if isinstance(episode, bytes) else serialize(features, episode)
-      if shard is None or shard.tell() >= shard_bytes:
-        if shard is not None:
-          shard.close()
-        shard = open(directory / f"{len(lengths)}.shard", "wb")
-        lengths.append(0)
-      length = struct.pack("<Q", len(record))
-      for part in (length, record):
-        shard.write(part)
-        shard.write(struct.pack("<I", tfrecord.masked_crc(part)))
-      lengths[-1] += 1
-      num_bytes += len(record)
-  finally:
-    if shard is not None:
-      shard.close()
-  return lengths, num_bytes
+      writer.add(split, episode if isinstance(episode, bytes) else serialize(features, episode))
+    writer.finish(features)
+  return writer.counts[split]

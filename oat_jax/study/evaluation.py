@@ -62,8 +62,14 @@ class PolicyActor:
       raise ValueError(
         f"the policy does not know task '{unknown[0]}'; it was trained on {', '.join(names)}"
       )
+    data = self.trained.config.data
+    if data.standard or data.mixture:
+      raise ValueError(
+        "the policy was trained on standardised data or a mixture; simulators are driven by "
+        "policies that read one dataset's own states"
+      )
     parts = []
-    for name in self.trained.config.data.state:
+    for name in data.state:
       key = name.removeprefix("observation/")
       if key not in state.observation:
         raise ValueError(

@@ -255,7 +255,7 @@ def write_report(
   `regression_success` (the same value for every K, as it has no tokens) and `ceiling_by_task` are
   {"overall" or task: {K: rate}}, for the headline R; the `..._other_replan` are {R: the same};
   `ceiling` is {K: rate} overall, and `expert_success` one rate. `reconstruction_mse` is {K: error},
-  `act_ms` {K: {"p50", "p95"}}; `data_wait` {run: share of a step's time that devices waited for
+  `act_ms` {K: {"p50", "p95"}}; `input_wait` {run: share of a step's time that devices waited for
   data}; `seconds_total` is the sum of `seconds` by stage.
 
   Raises:
@@ -300,7 +300,7 @@ def write_report(
     "regression_success": for_each_k(floor[R]),
     "regression_success_other_replan": {r: for_each_k(x) for r, x in floor.items() if r != R},
     "act_ms": results["policy"]["facts"]["act_ms"],
-    "data_wait": {name: data_wait(rows) for name, rows in curves.items()},
+    "input_wait": {name: input_wait(rows) for name, rows in curves.items()},
     "versions": evaluation.versions(),
   }
   target = out / "report"
@@ -321,9 +321,9 @@ def write_report(
   return summary
 
 
-def data_wait(rows: list[dict[str, float]]) -> float:
-  """Returns the mean of `train/data_wait` over a run's logged rows."""
-  return float(np.mean([row["train/data_wait"] for row in rows if "train/data_wait" in row]))
+def input_wait(rows: list[dict[str, float]]) -> float:
+  """Returns the mean of `train/input_wait` over a run's logged rows."""
+  return float(np.mean([row["train/input_wait"] for row in rows if "train/input_wait" in row]))
 
 
 def read_metrics(workdir: pathlib.Path) -> list[dict[str, float]]:

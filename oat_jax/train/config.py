@@ -11,26 +11,88 @@ SCHEDULES = ("constant", "cosine")
 
 
 @dataclasses.dataclass(frozen=True)
-class Data:
-  """Where demonstrations lie and how windows are cut from them."""
+class Dataset:
+  """One RLDS dataset: what to read of it, what it means, and which of its steps begin a window."""
 
-  path: str = ""  # an RLDS directory in TFDS layout
-  split: str = "train"
-  action: str = "action"  # names of features below `steps/`
+  path: str = ""  # a TFDS directory; with a scheme, e.g. gs://, it is copied to the cache first
+  split: str = "train"  # or a part, e.g. train[:10%]
+  standard: str = ""  # a dataset that oat_jax knows; it says action, state, task and cameras
+  action: tuple[str, ...] = ("action",)  # names of features below `steps/`
   state: tuple[str, ...] = ("observation/state",)
   task: str = ""  # a text feature below `steps/` or `episode_metadata/`; "" means a single task
+  cameras: tuple[str, ...] = ()  # "name=feature", black if no feature; with a standard its "name"
+  absolute: tuple[str, ...] = ()  # dimensions of actions that are targets, not displacements
+  unscaled: tuple[str, ...] = ()  # dimensions of actions that normalisation leaves as they are
+  statistics: str = ""  # a norm_stats.json or dataset_statistics.json instead of the data's own
+  on_error: str = "raise"  # or skip: leave out, and list, episodes that cannot be read
+  stride: int = 1  # every so many steps of an episode begin a window
+  execute_horizon: int = 1  # steps executed of each chunk, all of them real
+  idle_below: float | None = None  # leave out windows whose executed steps move no more than this
+  weight: float | None = None  # share in a mixture; None for all: as many windows as each has
+
+  def __post_init__(self):
+    for name in ("stride", "execute_horizon"):
+      config_lib.at_least(getattr(self, name), 1, f"config.data.{name}")
+    for name in ("idle_below", "weight"):
+      if getattr(self, name) is not None:
+        config_lib.at_least(getattr(self, name), 0, f"config.data.{name}")
+    config_lib.choose(self.on_error, ("raise", "skip"), "config.data.on_error")
+    if not self.standard:
+      bare = [camera for camera in self.cameras if "=" not in camera]
+      if bare:
+        raise ValueError(f"config.data.cameras holds '{bare[0]}'; write {bare[0]}=FEATURE")
+
+
+@dataclasses.dataclass(frozen=True)
+class Data(Dataset):
+  """Where demonstrations lie and how windows are cut from them."""
+
+  # Name -> the keys of Dataset that differ from those above; {} means the one dataset above.
+  mixture: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  actions: tuple[str, ...] = ()  # the mixture's dimensions, in order; () means all there are
+  states: tuple[str, ...] = ()
   observation_steps: int = 2  # T
   action_horizon: int = 32  # C
-  action_dim: int | None = None  # A; None takes the dataset's
+  action_dim: int | None = None  # A, filled up by unused dimensions; None takes the data's
+  image_size: tuple[int, ...] = ()  # height, width of all frames; () leaves them as they are
   validation_fraction: float = 0.1  # of the episodes of each task
   split_seed: int = 0
   threads: int = 1
+  workers: int = 0  # processes that decode; 0 decodes in this one's threads
+  cache: str = ""  # of indices and fetched shards; "" is $OAT_JAX_CACHE or ~/.cache/oat_jax
+  fetch_gb: float = 100.0  # the most to copy of a remote dataset, 10**9 bytes
 
   def __post_init__(self):
-    for name in ("split_seed", "threads"):
+    super().__post_init__()
+    for name in ("split_seed", "threads", "workers", "fetch_gb"):
       config_lib.at_least(getattr(self, name), 0, f"config.data.{name}")
     for name in ("observation_steps", "action_horizon"):
       config_lib.at_least(getattr(self, name), 1, f"config.data.{name}")
+    if self.image_size and (len(self.image_size) != 2 or min(self.image_size) < 1):
+      raise ValueError(f"config.data.image_size is {self.image_size}; write (height, width)")
+    self.datasets()
+
+  def datasets(self) -> dict[str, Dataset]:
+    """Returns the datasets to train on by name; those of weight 0 are left out.
+
+    Raises:
+      ValueError: none is left, or only some of them have a weight.
+    """
+    names = [field.name for field in dataclasses.fields(Dataset)]
+    own = {name: getattr(self, name) for name in names}
+    if not self.mixture:
+      return {"": Dataset(**own)}
+    found = {
+      name: config_lib.freeze(Dataset, own | dict(changes), f"config.data.mixture.{name}")
+      for name, changes in self.mixture.items()
+    }
+    without = [name for name, dataset in found.items() if dataset.weight is None]
+    if without and len(without) < len(found):
+      raise ValueError(f"config.data.mixture.{without[0]} has no weight, others have; give it one")
+    found = {name: dataset for name, dataset in found.items() if dataset.weight != 0}
+    if not found:
+      raise ValueError("every dataset of config.data.mixture has weight 0")
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +160,8 @@ class Config:
 def freeze(values: Mapping[str, Any]) -> Config:
   """Returns the checked configuration; ValueError names the key that does not exist or fit."""
   config = config_lib.freeze(Config, values)
-  return dataclasses.replace(config, model=plain(config.model))
+  data = dataclasses.replace(config.data, mixture=plain(config.data.mixture))
+  return dataclasses.replace(config, model=plain(config.model), data=data)
 
 
 def to_json(config: Config) -> dict[str, Any]:

@@ -1,13 +1,18 @@
 """What a run trains on: windows of its dataset, cut into training and held-out episodes."""
 
 from collections.abc import Callable
+import hashlib
+import json
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from oat_jax.data import mixture
 from oat_jax.data import normalization
 from oat_jax.data import pipeline
 from oat_jax.data import rlds
+from oat_jax.data import standardize
+from oat_jax.data import statistics as statistics_lib
 from oat_jax.data import windows as windows_lib
 from oat_jax.train import config as config_lib
 
@@ -15,34 +20,113 @@ from oat_jax.train import config as config_lib
 class Split(NamedTuple):
   """The windows of a run, and the statistics of the training part."""
 
-  train: windows_lib.Windows
-  validation: windows_lib.Windows
+  train: mixture.Mixture
+  validation: mixture.Mixture
+  weights: tuple[float, ...]  # shares of the datasets in the stream
   statistics: dict[str, dict[str, np.ndarray]]
   fingerprint: str
 
 
-def load(data: config_lib.Data) -> Split:
-  """Reads the dataset; splits its episodes, stratified by task, into training and validation."""
-  if not data.path:
-    raise ValueError("config.data.path is empty; pass --config.data.path=DIR, an RLDS dataset")
-  episodes = rlds.read(data.path, data.split, rlds.Fields(data.action, data.state, data.task))
-  width = episodes.actions_LA.shape[1]
-  if data.action_dim not in (None, width):
-    raise ValueError(
-      f"config.data.action_dim is {data.action_dim}; the actions in {data.path} have {width} "
-      "dimensions"
-    )
-  train_E, validation_E = windows_lib.split_episodes(
-    episodes.tasks_E, data.validation_fraction, data.split_seed
-  )
-  make = lambda ids_E: windows_lib.Windows(
-    episodes, ids_E, data.observation_steps, data.action_horizon
-  )
-  train = make(train_E)
-  statistics = {name: normalization.stack([values]) for name, values in train.statistics().items()}
-  if not len(validation_E):
+def load(data: config_lib.Data, images: bool = True) -> Split:
+  """Reads the datasets; splits their episodes, stratified by task, into training and validation.
+
+  Args:
+    data: which datasets, and how windows are cut from them.
+    images: whether the batches hold the cameras' frames; a tokenizer has no use for them.
+  """
+  if data.validation_fraction == 0:
     raise ValueError("config.data.validation_fraction is 0; training needs held-out episodes")
-  return Split(train, make(validation_E), statistics, rlds.fingerprint(episodes))
+  datasets = data.datasets()
+  episodes = {name: _read(data, dataset, name, images) for name, dataset in datasets.items()}
+  layout = windows_lib.layout(list(episodes.values()), data.actions, data.states, data.action_dim)
+  train, validation, rows = [], [], []
+  for i, (name, dataset) in enumerate(datasets.items()):
+    options = windows_lib.Options(
+      dataset.stride,
+      dataset.execute_horizon,
+      dataset.idle_below,
+      dataset.absolute or episodes[name].standard.absolute,
+    )
+    parts = windows_lib.split_episodes(
+      episodes[name].tasks_E, data.validation_fraction, data.split_seed
+    )
+    for windows, ids_E in zip((train, validation), parts):
+      windows.append(
+        windows_lib.Windows(
+          episodes[name], ids_E, data.observation_steps, data.action_horizon, layout, i, options
+        )
+      )
+    rows.append(_statistics(dataset, train[-1], layout))
+  weights = tuple(
+    float(len(windows)) if dataset.weight is None else dataset.weight
+    for windows, dataset in zip(train, datasets.values())
+  )
+  fingerprints = [each.fingerprint for each in episodes.values()]
+  whole = hashlib.sha256(json.dumps(fingerprints).encode()).hexdigest()[:16]
+  return Split(
+    mixture.Mixture(train),
+    mixture.Mixture(validation),
+    weights,
+    {group: normalization.stack([row[group] for row in rows]) for group in rows[0]},
+    whole if len(fingerprints) > 1 else fingerprints[0],
+  )
+
+
+def _read(
+  data: config_lib.Data, dataset: config_lib.Dataset, name: str, images: bool
+) -> rlds.Episodes:
+  where = f"config.data.mixture.{name}" if name else "config.data"
+  if not dataset.path:
+    raise ValueError(f"{where}.path is empty; pass --{where}.path=DIR, an RLDS dataset")
+  episodes = rlds.read(
+    dataset.path,
+    dataset.split,
+    _standard(dataset, images),
+    image_size=(data.image_size[0], data.image_size[1]) if data.image_size else None,
+    on_error=dataset.on_error,
+    cache=data.cache,
+    fetch_gb=data.fetch_gb,
+  )
+  if episodes.skipped:
+    count = len(episodes.skipped)
+    print(
+      f"{dataset.path}: left out {count} of {count + episodes.num_episodes} episodes; the first: "
+      f"{episodes.skipped[0]}",
+      flush=True,
+    )
+  return episodes
+
+
+def _standard(dataset: config_lib.Dataset, images: bool) -> standardize.Standard:
+  """Returns what to read of a dataset; of its cameras those that are asked for."""
+  standard, known = None, {}
+  if dataset.standard:
+    standard = standardize.get(dataset.standard)
+    known = dict(standard.cameras)
+  cameras = []
+  for name, given, feature in (camera.partition("=") for camera in dataset.cameras if images):
+    if not given and name not in known:
+      raise ValueError(
+        f"config.data.cameras holds '{name}'; '{dataset.standard}' has {', '.join(known)}"
+      )
+    cameras.append((name, feature if given else known[name]))
+  if standard is None:
+    return standardize.plain(dataset.action, dataset.state, dataset.task, cameras)
+  return standard._replace(cameras=tuple(cameras))
+
+
+def _statistics(
+  dataset: config_lib.Dataset, windows: windows_lib.Windows, layout: windows_lib.Layout
+) -> dict[str, normalization.Statistics]:
+  own = statistics_lib.read(dataset.statistics) if dataset.statistics else None
+  found = windows.statistics(own)
+  unknown = [name for name in dataset.unscaled if name not in layout.action_names]
+  if unknown:
+    raise ValueError(
+      f"config.data.unscaled holds '{unknown[0]}'; the actions are {', '.join(layout.action_names)}"
+    )
+  mask = found["actions"].mask & ~np.isin(layout.action_names, dataset.unscaled)
+  return found | {"actions": found["actions"]._replace(mask=mask)}
 
 
 class WithColumns(NamedTuple):

@@ -18,6 +18,7 @@ from jax.experimental import multihost_utils
 import numpy as np
 
 from oat_jax import batch as batch_lib
+from oat_jax.data import mixture
 from oat_jax.data import pipeline
 from oat_jax.parallel import mesh as mesh_lib
 from oat_jax.train import checkpoint
@@ -32,7 +33,7 @@ from oat_jax.train import step as step_lib
 from oat_jax.train import workdir as workdir_lib
 
 # Values of a training step that fit on a line.
-SHOWN = ("loss", "grad_norm", "token_accuracy", "data_wait")
+SHOWN = ("loss", "grad_norm", "token_accuracy", "input_wait")
 
 
 class Interrupted(KeyboardInterrupt):
@@ -76,7 +77,7 @@ def train(config: config_lib.Config, workdir: str | os.PathLike) -> pathlib.Path
   """
   workdir = pathlib.Path(workdir)
   mesh = mesh_lib.make_mesh(config.mesh)
-  split = inputs.load(config.data)
+  split = inputs.load(config.data, images=config.kind == "policy")
   spec = split.train.spec
   tokenizer = models.load_tokenizer(config.tokenizer) if config.tokenizer else None
   if tokenizer is not None:
@@ -159,11 +160,12 @@ def _steps(
   batches = pipeline.make_pipeline(
     train_windows,
     batch_size=config.batch_size,
-    seed=config.seed,
+    order=mixture.Order(run.split.train.sizes, run.split.weights, config.seed),
     start_step=start,
     process_index=first // (stop - first),
     process_count=config.batch_size // (stop - first),
     threads=config.data.threads,
+    workers=config.data.workers,
   )
   train_step = step_lib.compile_train_step(
     model.loss, run.optimizer, config.optimizer, config.seed, mesh, run.shardings
@@ -191,7 +193,7 @@ def _steps(
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         now = time.monotonic()
         seconds = max(now - since, 1e-9)
-        values["data_wait"] = data_seconds / seconds
+        values["input_wait"] = data_seconds / seconds
         _check_finite(values, step)
         writer.log(step, values, "train", SHOWN, rate=(step - logged) / seconds)
         data_seconds, since, logged = 0.0, now, step

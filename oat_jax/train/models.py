@@ -19,7 +19,7 @@ from oat_jax.tokenizers.tokenizer import Tokenizer
 from oat_jax.train import checkpoint
 from oat_jax.train import config as config_lib
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 class Trained(NamedTuple):
@@ -49,7 +49,8 @@ def digest(trained: Trained) -> str:
   Paths, and how it was trained, do not count: a run that was moved is the same model.
   """
   spec = config_lib.plain(dataclasses.asdict(trained.spec))
-  reads = config_lib.plain(trained.config.data.state)
+  data = trained.config.data
+  reads = config_lib.plain([data.standard, data.state, data.mixture])
   known = {"model": config_lib.plain(trained.config.model), "spec": spec, "reads": reads}
   sha = hashlib.sha256(json.dumps(known, sort_keys=True).encode())
   for path, leaf in jax.tree_util.tree_leaves_with_path(trained.params):

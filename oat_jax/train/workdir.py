@@ -23,7 +23,10 @@ HARMLESS = (
   "config/mesh",
   "config/tokenizer",
   "config/data/path",
+  "config/data/cache",
+  "config/data/fetch_gb",
   "config/data/threads",
+  "config/data/workers",
 )
 
 

@@ -48,7 +48,7 @@ def test_a_train_step_is_measured_at_both_sizes(configs):
 
 def test_the_command_writes_flat_json_with_machine_and_versions(tmp_path):
   out = tmp_path / "bench" / "data.json"
-  code, printed, err = tiny.command("launch/benchmark.py", "data", f"--out={out}", "--cores=1")
+  code, printed, err = tiny.command("launch/benchmark.py", "data", f"--out={out}", "--cores=1", "--scale=0.02")
   assert code == 0, err
   content = json.loads(out.read_text())
   assert all(isinstance(value, str | int | float) for value in content.values())

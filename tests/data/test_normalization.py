@@ -23,7 +23,8 @@ def test_statistics_of_a_hand_made_array():
   np.testing.assert_array_equal(s.std, np.float32([np.sqrt((101**2 - 1) / 12), 0, 10]))
   np.testing.assert_array_equal(s.q01, [1, 7, 0])
   np.testing.assert_array_equal(s.q99, [99, 7, 0])
-  assert s.count == 101 and all(a.dtype == np.float32 for a in s[:-1])
+  assert s.count == 101 and s.mask.tolist() == [True] * 3
+  assert all(a.dtype == np.float32 for a in s[:-2])
 
 
 def test_means_of_many_large_values_do_not_drift():
@@ -58,6 +59,35 @@ def test_nearly_constant_dimensions_are_centred_but_not_scaled(mode, centre):
 def test_small_but_real_ranges_are_scaled():
   s = normalization.compute(np.linspace(-0.001, 0.001, 50)[:, None])
   assert normalization.affine(s._asdict(), "min_max")[1] == pytest.approx(1000)
+
+
+@pytest.mark.parametrize("mode", normalization.MODES)
+def test_a_dimension_outside_the_mask_stays_as_it_is(mode):
+  values = np.random.default_rng(0).normal(3, 2, (40, 3)).astype(np.float32)
+  s = normalization.compute(values)
+  mapped = map_values(values, s._replace(mask=np.array([True, False, True]))._asdict(), mode)
+  np.testing.assert_array_equal(mapped[:, 1], values[:, 1])
+  np.testing.assert_array_equal(mapped[:, [0, 2]], map_values(values, s._asdict(), mode)[:, [0, 2]])
+
+
+def test_rows_that_are_chosen_alone_count():
+  values = np.random.default_rng(0).normal(size=(30, 2)).astype(np.float32)
+  chosen = np.arange(30) % 3 == 0
+  for got, expected in zip(
+    normalization.compute(values, chosen), normalization.compute(values[::3])
+  ):
+    np.testing.assert_array_equal(got, expected)
+  with pytest.raises(ValueError, match="with steps"):
+    normalization.compute(values, np.zeros(30, bool))
+
+
+def test_placed_statistics_are_those_of_zeros_elsewhere():
+  values = np.random.default_rng(0).normal(size=(30, 2)).astype(np.float32)
+  wide = np.zeros((30, 4), np.float32)
+  wide[:, [3, 1]] = values
+  placed = normalization.place(normalization.compute(values), np.array([3, 1]), 4)
+  for got, expected in zip(placed, normalization.compute(wide)):
+    np.testing.assert_array_equal(got, expected)
 
 
 def test_mixtures_are_stacked_and_mapped_row_by_row():

@@ -5,9 +5,10 @@ import time
 
 import numpy as np
 import pytest
+import tiny
 
+from oat_jax.data import mixture
 from oat_jax.data import pipeline
-from oat_jax.data import rlds
 from oat_jax.data import windows as windows_lib
 
 
@@ -49,6 +50,10 @@ def test_threads_do_not_change_the_stream():
   np.testing.assert_array_equal(take(40, threads=0), take(40, threads=2))
 
 
+def test_worker_processes_do_not_change_the_stream():
+  np.testing.assert_array_equal(take(6, workers=2, start_step=3, threads=1), take(9)[3:])
+
+
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_rows_of_the_processes_concatenate_to_the_global_batch(count):
   parts = [take(9, process_index=i, process_count=count) for i in range(count)]
@@ -72,17 +77,32 @@ def test_resume_costs_nothing():
 
 
 def test_real_windows_are_gathered():
-  rng = np.random.default_rng(0)
-  actions, states = rng.normal(size=(12, 2)), rng.normal(size=(12, 3))
-  starts = np.array([0, 5, 12])
-  episodes = rlds.Episodes(
-    actions.astype(np.float32), states.astype(np.float32), starts, np.zeros(2, np.int32), ("",)
-  )
-  windows = windows_lib.Windows(episodes, np.arange(2), 2, 4)
+  windows = windows_lib.Windows(tiny.episodes([5, 7]), np.arange(2), 2, 4)
   indices = take(2, size=12, batch_size=6)
   stream = pipeline.make_pipeline(windows, batch_size=6, seed=3)
   for batch, indices_B in zip(itertools.islice(stream, 2), indices):
     np.testing.assert_array_equal(batch["actions"], windows(indices_B)["actions"])
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_a_mixture_goes_on_on_another_number_of_processes(count):
+  sources = [
+    windows_lib.Windows(tiny.episodes(lengths), np.arange(len(lengths)), 2, 4)
+    for lengths in ([5, 7], [9])
+  ]
+  mixed = mixture.Mixture(sources)
+  order = mixture.Order(mixed.sizes, [3, 1], 7)
+  part = lambda number, **options: list(
+    itertools.islice(pipeline.make_pipeline(mixed, batch_size=8, order=order, **options), number)
+  )
+  whole = part(9, threads=0)
+  # However many began: `count` processes go on behind step 4.
+  parts = [part(5, start_step=4, process_index=i, process_count=count) for i in range(count)]
+  for step, batches in enumerate(zip(*parts), 4):
+    for name in ("actions", "dataset", "action_mask"):
+      rows = np.concatenate([batch[name] for batch in batches])
+      np.testing.assert_array_equal(rows, whole[step][name])
+  assert len({batch["actions"].tobytes() for batch in whole}) == 9
 
 
 @pytest.mark.parametrize(("size", "batch_size"), [(10, 4), (8, 4), (3, 4), (1, 1)])
@@ -106,6 +126,7 @@ def test_validation_epoch_covers_every_window_in_order(size, batch_size):
     ({"start_step": -1}, "start_step is -1"),
     ({"seed": -1}, "seed is -1"),
     ({"threads": -1}, "threads is -1"),
+    ({"workers": -1}, "workers is -1"),
   ],
 )
 def test_bad_options(options, message):

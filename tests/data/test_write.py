@@ -4,12 +4,14 @@ import json
 import os
 import struct
 
+import cv2
 import google_crc32c
 import numpy as np
 import pytest
 
 tfds = pytest.importorskip("tensorflow_datasets", reason="the extra `train` is not installed")
 
+from oat_jax.data import tfrecord  # noqa: E402
 from oat_jax.data import write  # noqa: E402
 
 F = tfds.features
@@ -126,6 +128,40 @@ def test_images_keep_their_colours(tmp_path):
   for got, want in zip(steps, episode["steps"], strict=True):
     error = got["observation"]["image"].astype(int) - want["observation"]["image"]
     assert np.abs(error).mean() < 3
+
+
+def test_png_loses_nothing_and_encoded_images_stay_as_they_are(tmp_path):
+  rng = np.random.default_rng(0)
+  pictures = rng.integers(0, 256, (2, 24, 32, 3), np.uint8)
+  grey = rng.integers(0, 256, (24, 32, 1), np.uint8)
+  made = F.FeaturesDict(
+    {
+      "png": F.Image(shape=(24, 32, 3), encoding_format="png"),
+      "grey": F.Image(shape=(24, 32, 1), encoding_format="png"),
+      "jpeg": F.Image(shape=(24, 32, 3), encoding_format="jpeg"),
+      "wide": F.Image(shape=(None, None, 3), encoding_format="png"),
+    }
+  )
+  parameters = (cv2.IMWRITE_JPEG_QUALITY, 40)
+  jpeg = cv2.imencode(".jpg", pictures[1][..., ::-1], parameters)[1].tobytes()
+  episode = {"png": pictures[0][:, ::-1], "grey": grey, "jpeg": jpeg, "wide": pictures[1]}
+  record = write.serialize(made, episode)
+  got = made.deserialize_example_np(record)
+  np.testing.assert_array_equal(got["png"], pictures[0][:, ::-1])
+  np.testing.assert_array_equal(got["grey"], grey)
+  np.testing.assert_array_equal(got["wide"], pictures[1])
+  spans = tfrecord.parse_example(record)
+  assert tfrecord.bytes_(record, *spans["jpeg"][1:]) == [jpeg]
+  for bad, words in {
+    jpeg[:2]: "are no jpeg image",
+    b"": "are no jpeg image",
+    jpeg[:60]: "are no jpeg image",
+    cv2.imencode(".png", pictures[0])[1].tobytes(): "are no jpeg image",
+    cv2.imencode(".jpg", pictures[0, :20])[1].tobytes(): r"uint8\[20, 32, 3\]; the features say",
+    cv2.imencode(".jpg", grey)[1].tobytes(): r"uint8\[24, 32, 1\]; the features say",
+  }.items():
+    with pytest.raises(ValueError, match=f"'/jpeg' is .*{words}"):
+      write.serialize(made, episode | {"jpeg": bad})
 
 
 def test_nothing_half_written_remains(tmp_path):

@@ -47,11 +47,9 @@ def test_a_dataset_that_is_not_tfds(tmp_path):
   refused_run("tokenizer", tmp_path / "data", tmp_path / "run", *parts)
 
 
-@pytest.mark.parametrize("width", [2, 5])
-def test_actions_wider_or_narrower_than_the_configuration(width, dataset, tmp_path):
-  config = tiny.run_config("tokenizer", dataset, data={"action_dim": width})
-  message = rf"config.data.action_dim is {width}; the actions in .* have 3 dimensions"
-  with pytest.raises(ValueError, match=message):
+def test_actions_wider_than_the_configuration(dataset, tmp_path):
+  config = tiny.run_config("tokenizer", dataset, data={"action_dim": 2})
+  with pytest.raises(ValueError, match="actions have 3 dimensions, action_dim is 2"):
     loop.train(config, tmp_path / "run")
   assert not (tmp_path / "run").exists()
 

@@ -62,7 +62,9 @@ def test_the_description_rebuilds_the_configuration(policy_workdir):
   assert models.describe(trained.config, trained.spec, inner, fingerprint) == content
   newer = content | {"format_version": 99}
   (policy_workdir / "config.json").write_text(json.dumps(newer))
-  with pytest.raises(ValueError, match="format version 99; this oat_jax reads version 1"):
+  with pytest.raises(
+    ValueError, match=f"format version 99; this oat_jax reads version {models.FORMAT_VERSION}"
+  ):
     models.load(policy_workdir)
   (policy_workdir / "config.json").write_text(text)
 
@@ -155,5 +157,5 @@ def test_waiting_for_data_is_seen(dataset, tmp_path, monkeypatch):
   rows = [
     json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
   ]
-  waits = [row["train/data_wait"] for row in rows if "train/data_wait" in row]
+  waits = [row["train/input_wait"] for row in rows if "train/input_wait" in row]
   assert len(waits) == 2 and 0.5 < waits[1] <= 1
