@@ -122,7 +122,7 @@ class Directory(NamedTuple):
       }
       try:
         name = pathlib.PurePosixPath(template.format_map(values))
-        if name.is_absolute() or ".." in name.parts or not str(name).isprintable():
+        if name.is_absolute() or not all(map(_names, name.parts)):
           raise ValueError("no name of a file below the directory")
         files.append((self.path / name, length))
       except (AttributeError, LookupError, TypeError, ValueError) as error:
@@ -193,7 +193,7 @@ def open_directory(path: str | os.PathLike) -> Directory:
   version, file_format = info.get("version", ""), info.get("fileFormat", "tfrecord")
   # They become parts of paths.
   for value in (name, version, *splits):
-    if type(value) is not str or "/" in value or not value.isprintable():
+    if type(value) is not str or "/" in value or not _names(value):
       raise ValueError(f"{found / _FILES[1]}: {value!r} cannot name a dataset, version or split")
   if file_format not in FORMATS:
     raise ValueError(
@@ -201,6 +201,11 @@ def open_directory(path: str | os.PathLike) -> Directory:
     )
   features = _features(found / _FILES[0])
   return Directory(found, name, version, file_format, features, splits)
+
+
+def _names(part: str) -> bool:
+  """Whether a text may be a part of a path."""
+  return part != ".." and part.isprintable() and len(part.encode()) < 200
 
 
 def _find(path: pathlib.Path) -> pathlib.Path:

@@ -7,6 +7,7 @@ Axis letters: L steps of the episode, A action dims, S state dims.
 """
 
 import math
+import re
 from typing import Any, NamedTuple
 import zlib
 
@@ -44,6 +45,8 @@ def wanted(directory: directory_lib.Directory, standard: standardize.Standard) -
   # A camera without a feature is black in every frame: this dataset lacks it, others have it.
   cameras = {name: directory.find(path, "image") for name, path in standard.cameras if path}
   for name, feature in cameras.items():
+    if not re.fullmatch(r"\w+", name):
+      raise ValueError(f"camera name '{name}': write letters, digits and underscores")
     if feature.dtype != "uint8" or feature.shape[-1:] not in ((1,), (3,)):
       raise ValueError(
         f"{directory.path / 'features.json'}: '{feature.name}' is {feature.dtype}"

@@ -5,6 +5,7 @@ import hashlib
 import os
 import pathlib
 from typing import Any
+import uuid
 
 import tqdm
 
@@ -67,7 +68,8 @@ def fetch(
   if total > limit_gb * 1e9:
     raise ValueError(
       f"{path}: split '{split}' has {total / 1e9:.3g} GB in {len(shards)} shards, more than "
-      f"the limit of {limit_gb} GB; raise config.data.fetch_gb, or take a part, e.g. train[:1%]"
+      f"the limit of {limit_gb} GB; raise fetch_gb (config.data.fetch_gb), or take a part, such as "
+      "train[:1%]"
     )
   with (
     index_lib.cache_errors(cache),
@@ -98,7 +100,7 @@ def _find(path: Any, text: str) -> Any:
 
 
 def _copy(source: Any, target: pathlib.Path, update: Callable[[int], Any]) -> None:
-  partial = target.with_name(f"{target.name}.{os.getpid()}.part")
+  partial = target.with_name(f"{target.name}.{uuid.uuid4().hex}.part")
   try:
     with open(partial, "wb") as writer:
       for block in _blocks(source):

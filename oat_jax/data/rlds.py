@@ -138,6 +138,6 @@ def _one_size(camera: str, sizes: list[list[int]], found: records.Records) -> tu
     seen = "; ".join(f"{h}x{w} in {found.where(episode)}" for h, w, episode in sizes[:3])
     raise ValueError(
       f"camera '{camera}' has frames of {len(sizes)} sizes (height x width): {seen}; "
-      "give one size, config.data.image_size, that all are resized to"
+      "give image_size (config.data.image_size), to which all are resized"
     )
   return sizes[0][0], sizes[0][1]

@@ -12,6 +12,7 @@ import json
 import os
 import pathlib
 from typing import Any
+import uuid
 
 import numpy as np
 
@@ -49,7 +50,7 @@ def of_episodes(episodes: Any, episode_ids: np.ndarray) -> dict[str, normalizati
 
 def write_whole(path: pathlib.Path, content: Any) -> None:
   """Writes JSON under another name, then renames: readers see all of it or nothing."""
-  partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+  partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
   try:
     partial.write_text(json.dumps(content, indent=2) + "\n")
     partial.replace(path)

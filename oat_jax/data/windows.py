@@ -93,7 +93,7 @@ def _cameras(datasets: Sequence[rlds.Episodes]) -> tuple[tuple[str, int, int], .
       if known != camera.size:
         raise ValueError(
           f"camera '{name}' is {camera.size[0]}x{camera.size[1]} in dataset {i}, before it was "
-          f"{known[0]}x{known[1]}; give one size, config.data.image_size"
+          f"{known[0]}x{known[1]}; give image_size (config.data.image_size)"
         )
   for i, episodes in enumerate(datasets):
     missing = [name for name in sizes if name not in dict(episodes.standard.cameras)]

@@ -48,12 +48,15 @@ def test_a_train_step_is_measured_at_both_sizes(configs):
 
 def test_the_command_writes_flat_json_with_machine_and_versions(tmp_path):
   out = tmp_path / "bench" / "data.json"
-  code, printed, err = tiny.command("launch/benchmark.py", "data", f"--out={out}", "--cores=1", "--scale=0.02")
+  flags = [f"--out={out}", "--cores=1", "--scale=0.02"]
+  code, printed, err = tiny.command("launch/benchmark.py", "data", *flags)
   assert code == 0, err
   content = json.loads(out.read_text())
   assert all(isinstance(value, str | int | float) for value in content.values())
   assert content["section"] == "data" and content["cores"] == "1"
   assert content["data_batch64_threads0_windows_per_wall_s"] > 100
+  assert content["data_index_images_steps"] == 400
+  assert 0 < content["data_images_share_of_decoder"] < 2
   assert content["calibration_matmul1024_cpu_ms"] > 0 and content["version_jax"]
   assert "data_gather_batch256_windows_per_cpu_s" in printed
 

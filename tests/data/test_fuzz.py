@@ -374,7 +374,7 @@ def test_damaged_metadata(dataset, name, edits, split, on_error):
     assert str(path) in str(error)
     return
   if episodes.skipped:
-    assert len(found) < 5 and all(part in expected["train"] for part in found)
+    assert set(found) <= set(expected["train"])  # shards of another length than they should have
   else:
     assert found == expected[split]
 

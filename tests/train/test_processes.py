@@ -1,5 +1,6 @@
 """Two real processes train as one does, and stop and go on together."""
 
+import shutil
 import signal
 import socket
 
@@ -39,6 +40,20 @@ def test_two_processes_equal_one(mesh, dataset, tmp_path):
   assert step == 4
   known = tiny.to_bits(checkpoint.load_params(tmp_path / "one")[1]["statistics"])
   assert tiny.to_bits(params["statistics"]) == known
+  # From the checkpoint of step 2 the other number of processes goes on with the same stream.
+  for name in ("one", "two"):
+    shutil.copytree(tmp_path / name, tmp_path / f"{name}_half")
+    shutil.rmtree(tmp_path / f"{name}_half/checkpoints/4")
+  pair = start_two(tiny.arguments(values | {"mesh": mesh}, tmp_path / "one_half"))
+  alone = tiny.start(
+    "launch/train.py", *tiny.arguments(values, tmp_path / "two_half"), **tiny.QUICK
+  )
+  for process in (alone, *pair):
+    code, out, err = tiny.finish(process)
+    assert code == 0 and "at step 2\n" in out, f"{out}\n{err}"
+  for name in ("one_half", "two_half"):
+    for a, b in zip(one, tiny.metrics(tmp_path / name), strict=True):
+      assert b == pytest.approx(a, rel=1e-4)
 
 
 def test_sigterm_to_one_process_stops_both_and_they_go_on_bit_for_bit(dataset, tmp_path):
