@@ -28,7 +28,8 @@ def decode(data: Any) -> np.ndarray:
   if not len(data):
     raise ValueError("there are no bytes of an image")
   try:
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), _FLAGS)
+    file = data if isinstance(data, np.ndarray) else np.frombuffer(data, np.uint8)
+    image = cv2.imdecode(file, _FLAGS)
   except cv2.error as error:
     raise ValueError(f"the image does not decode: {str(error).strip()}") from error
   if image is None:

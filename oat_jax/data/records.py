@@ -6,6 +6,7 @@ images that were read, and a shard that shrinks meanwhile is an error instead of
 
 import functools
 import os
+import time
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -49,8 +50,7 @@ class Records(NamedTuple):
     """
     file, number, first = self.places_E3[episode].tolist()
     if self.file_format == "tfrecord":
-      opened = _open(self.files[file])
-      _check(opened, self.files[file])  # it may have been overwritten since it was opened
+      opened = _open(self.files[file], _period())
       data = os.pread(opened.fileno(), length, first + start)
     else:
       data = _payload(self.files[file], number)[start : start + length]
@@ -67,17 +67,23 @@ class Records(NamedTuple):
 _CHANGED = "the file has changed since it was indexed; start again"
 
 
+def _period() -> int:
+  return int(time.monotonic()) // 10
+
+
 # A descriptor a file: thousands of shards would exceed what a process may hold. A file that falls
-# out of the cache is closed when the last thread that reads it is done.
+# out of the cache is closed when the last thread that reads it is done. Every ten seconds it is
+# opened anew, since one that is open may be overwritten in place; asking at every read costs half
+# as much as reading.
 @functools.lru_cache(maxsize=256)
-def _open(file: File) -> Any:
-  return open(file.path, "rb", buffering=0)
-
-
-def _check(opened: Any, file: File) -> None:
+def _open(file: File, period: int) -> Any:
+  del period
+  opened = open(file.path, "rb", buffering=0)
   stat = os.fstat(opened.fileno())
   if (stat.st_size, stat.st_mtime_ns) != (file.size, file.mtime_ns):
+    opened.close()
     raise ValueError(f"{file.path}: {_CHANGED}")
+  return opened
 
 
 @functools.lru_cache(maxsize=64)

@@ -281,17 +281,24 @@ def _begins(episodes: rlds.Episodes, ids: np.ndarray, options: Options) -> np.nd
   for name in ("stride", "execute_horizon"):
     if getattr(options, name) < 1:
       raise ValueError(f"{name} is {getattr(options, name)}; it must be at least 1")
-  starts = episodes.starts_E
-  lengths = np.diff(starts)[ids]
-  firsts = starts[ids]
-  row_W = np.repeat(np.arange(len(ids)), lengths)
+  moved = None
+  if options.idle_below is not None:
+    moved = np.cumsum(np.append(0, _moving(episodes, options)))  # up to each step
+  # In blocks: of a hundred million steps only the result is to be held at once.
+  blocks = np.array_split(ids, -(-len(ids) // 4096))
+  return np.concatenate([_begins_of(episodes.starts_E, block, options, moved) for block in blocks])
+
+
+def _begins_of(
+  starts_E: np.ndarray, ids: np.ndarray, options: Options, moved: np.ndarray | None
+) -> np.ndarray:
+  lengths = np.diff(starts_E)[ids]
   within_W = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-  left_W = lengths[row_W] - within_W
+  left_W = np.repeat(lengths, lengths) - within_W
+  step_W = np.repeat(starts_E[ids], lengths) + within_W
   keep_W = within_W % options.stride == 0
   keep_W &= (left_W >= options.execute_horizon) | (within_W == 0)
-  step_W = firsts[row_W] + within_W
-  if options.idle_below is not None:
-    moved = np.cumsum(np.append(0, _moving(episodes, options)))
+  if moved is not None:
     keep_W &= moved[step_W + np.minimum(left_W, options.execute_horizon)] > moved[step_W]
   return step_W[keep_W]
 

@@ -16,7 +16,10 @@ tfds = pytest.importorskip("tensorflow_datasets", reason="the extra `train` is n
 h5py = pytest.importorskip("h5py", reason="the extra `convert` is not installed")
 
 from oat_jax.data import convert  # noqa: E402
+from oat_jax.data import rlds  # noqa: E402
 from oat_jax.data import sources  # noqa: E402
+from oat_jax.data import standardize  # noqa: E402
+from oat_jax.data import windows as windows_lib  # noqa: E402
 
 SMALL = 5_000  # bytes a shard: one or two of the episodes here
 
@@ -242,3 +245,28 @@ def test_a_missing_package_is_an_error_that_says_what_to_install(tmp_path):
   assert code == 1 and err.splitlines() == [
     "ImportError: h5py is not installed; run pip install 'oat-jax[convert]'"
   ]
+
+
+def test_what_is_converted_is_read_and_cut_into_windows(tmp_path):
+  content = foreign.robomimic(tmp_path / "lift.hdf5", [3, 5])
+  convert_robomimic(
+    tmp_path / "lift.hdf5", tmp_path / "out", options=sources.Options(image_format="png")
+  )
+  standard = standardize.plain(
+    "action",
+    ["observation/robot0_eef_pos"],
+    "episode_metadata/task",
+    [("top", "observation/agentview_image")],
+  )
+  windows = windows_lib.Windows(rlds.read(tmp_path / "out", "train", standard), np.arange(2), 2, 4)
+  batch = windows(np.array([1, 4]))
+  for row, (demo, step) in enumerate((("demo_0", 1), ("demo_1", 1))):
+    known = content[demo]
+    last = len(known["actions"]) - 1
+    acted = known["actions"][np.minimum(step + np.arange(4), last)].astype(np.float32)
+    np.testing.assert_array_equal(batch["actions"][row], acted)
+    seen = batch["observation"]
+    np.testing.assert_array_equal(seen["image_top"][row], known["obs"]["agentview_image"][:2])
+    position = known["obs"]["robot0_eef_pos"][:2].astype(np.float32)
+    np.testing.assert_array_equal(seen["state"][row], position)
+  assert windows.spec.task_names == ("Lift",)

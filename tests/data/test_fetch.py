@@ -128,7 +128,7 @@ def test_a_stopped_copy_goes_on(remote):
 def test_the_limit_is_checked_before_a_shard_is_copied(remote):
   sizes = [(remote.path / "remote" / "1.10.0" / name).stat().st_size for name in SHARDS]
   message = "gs://remote: split 'train' has .* GB in 2 shards, more than the limit of 1e-06 GB"
-  with pytest.raises(ValueError, match=f"{message}; raise config.data.fetch_gb, or take a part"):
+  with pytest.raises(ValueError, match=f"{message}; raise fetch_gb .config.data.fetch_gb., or"):
     remote(limit_gb=1e-6)
   assert not set(remote.opened) & set(SHARDS)
   with pytest.raises(ValueError, match="more than the limit"):

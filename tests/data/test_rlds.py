@@ -223,7 +223,7 @@ def test_cameras_whose_sizes_differ_are_no_reason_to_skip(tmp_path):
   """Which size is the right one, nobody knows: `image_size` says it."""
   features, payloads = made.small()
   made.write(tmp_path, features, [payloads[:2], made.small(size=(10, 16))[1]])
-  with pytest.raises(ValueError, match="give one size, config.data.image_size"):
+  with pytest.raises(ValueError, match="give image_size .config.data.image_size"):
     made.read(tmp_path, on_error="skip")
   episodes = made.read(tmp_path, on_error="skip", image_size=(12, 16))
   assert episodes.num_episodes == 7 and not episodes.skipped
