@@ -1,4 +1,4 @@
-"""Packaging of oat_jax. `make` installs the extras train, sim, convert, dev; not tpu and cuda."""
+"""Packaging of oat_jax. `make` installs the extras train, sim, convert, dev; not gcs, tpu, cuda."""
 
 import pathlib
 import re
@@ -26,6 +26,7 @@ EXTRAS = {
   ],
   "sim": ["metaworld>=3.1.1,<3.2", "packaging", "gymnasium>=1.1"],
   "convert": ["h5py>=3.11", "pyarrow>=17", "av>=13"],
+  "gcs": ["gcsfs"],
   "tpu": ["libtpu"],
   "cuda": ["jax[cuda13]"],
   "dev": [

@@ -1,7 +1,7 @@
 r"""What every run says of its data: `config.data` of the other configs.
 
-  --config.data.path=gs://gresearch/robotics/bridge/0.1.0 --config.data.split='train[:10%]'
-  --config.data.standard=bridge_v2 --config.data.cameras="('0',)"
+  --config.data.path=gs://gresearch/robotics/droid/1.0.1 --config.data.split='train[:1%]'
+  --config.data.standard=droid
 
 One dataset is said by these keys alone. A mixture names several, each with the keys in which it
 differs, in a config file of one's own:

@@ -37,6 +37,9 @@ class BatchSpec:
   task_names: tuple[str, ...] = ("",)
   num_datasets: int = 1
   cameras: tuple[tuple[str, int, int], ...] = ()  # name, height, width
+  # What columns of the actions and numbers of datasets mean; () where nobody says.
+  action_names: tuple[str, ...] = ()
+  dataset_names: tuple[str, ...] = ()
 
   @property
   def num_tasks(self) -> int:
@@ -54,8 +57,9 @@ class BatchSpec:
       if getattr(self, name) < 1:
         raise ValueError(f"BatchSpec.{name} is {getattr(self, name)}; it must be at least 1")
     # Read back from JSON they are lists.
-    cameras = tuple((str(name), int(h), int(w)) for name, h, w in self.cameras)
-    object.__setattr__(self, "cameras", cameras)
+    for name in ("task_names", "action_names", "dataset_names"):
+      object.__setattr__(self, name, tuple(getattr(self, name)))
+    object.__setattr__(self, "cameras", tuple(tuple(camera) for camera in self.cameras))
 
 
 def shapes(spec: BatchSpec, batch_size: int) -> dict[str, Any]:

@@ -5,6 +5,7 @@ sub-splits (`train[:10%]`) is tensorflow_datasets', imported where one is asked 
 """
 
 from collections.abc import Iterable
+import itertools
 import json
 import os
 import pathlib
@@ -52,7 +53,7 @@ class Directory(NamedTuple):
   splits: dict[str, dict[str, Any]]  # entries of dataset_info.json
 
   def num_records(self, split: str) -> int:
-    return sum(map(int, self.splits[split].get("shardLengths", ())))
+    return sum(length for _, length in self._files(split))
 
   def find(self, name: str, kind: str) -> Feature:
     """Returns a feature by name and kind; ValueError, listing those of its kind, if it is not."""
@@ -79,7 +80,7 @@ class Directory(NamedTuple):
       split: a name, or TFDS's notation: "train[:10%]", "train[100:200]", "train+val".
 
     Raises:
-      ValueError: there is no such split, or it holds no records.
+      ValueError: there is no such split, it holds no records, or its parts overlap.
     """
     info = self.path / _FILES[1]
     whole = {name: self._files(name) for name in self.splits}
@@ -138,37 +139,31 @@ class Directory(NamedTuple):
       raise ValueError(problem)
     from tensorflow_datasets.core import splits as tfds_splits
 
-    # File 7 of split "train" is named "train/7": the answer then says which file is meant.
-    infos = [
-      tfds_splits.SplitInfo(
-        name=name,
-        shard_lengths=[length for _, length in files],
-        num_bytes=0,
-        filename_template=_template(self.path, name),
-      )
+    infos = {
+      name: tfds_splits.SplitInfo(name, [length for _, length in files], num_bytes=0)
       for name, files in whole.items()
-    ]
+    }
     try:
-      instructions = tfds_splits.SplitDict(infos)[split].file_instructions
-    except (AssertionError, KeyError, ValueError) as error:
+      parts = tfds_splits.AbstractSplit.from_spec(split).to_absolute(infos)
+    except (AssertionError, KeyError, NotImplementedError, ValueError) as error:
       raise ValueError(f"{problem}, and parts of them such as 'train[:10%]' ({error})") from error
     shards = []
-    for instruction in instructions:
-      name, number = pathlib.Path(instruction.filename).name.split(".")[0].rsplit("-", 1)
-      path, length = whole[name][int(number)]
-      take = length - instruction.skip if instruction.take == -1 else instruction.take
-      shards.append(Shard(path, length, instruction.skip, take))
+    for part in parts:
+      # TFDS's own instructions for files say -1 both for "the rest" and of [4:3].
+      first = part.from_ or 0
+      end = infos[part.splitname].num_examples if part.to is None else part.to
+      for path, length in whole[part.splitname]:
+        skip, stop = max(first, 0), min(end, length)
+        if skip < stop:
+          shards.append(Shard(path, length, skip, stop - skip))
+        first, end = first - length, end - length
+    for one, other in itertools.pairwise(sorted(shards)):
+      if one.path == other.path and other.skip < one.skip + one.take:
+        raise ValueError(
+          f"{self.path / _FILES[1]}: the parts of split '{split}' overlap: record {other.skip} of "
+          f"{other.path} would be read twice"
+        )
     return shards
-
-
-def _template(path: pathlib.Path, split: str) -> Any:
-  from etils import epath
-  from tensorflow_datasets.core import naming
-
-  return naming.ShardedFileTemplate(
-    data_dir=epath.Path(path), dataset_name="any", split=split, filetype_suffix="tfrecord",
-    template="{SPLIT}-{SHARD_INDEX}.{FILEFORMAT}",
-  )  # fmt: skip
 
 
 def open_directory(path: str | os.PathLike) -> Directory:

@@ -1,6 +1,9 @@
 """Remote datasets are copied to the local disk before they are read: shards are read at random."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent import futures
+import contextlib
+import fcntl
 import hashlib
 import os
 import pathlib
@@ -11,6 +14,10 @@ import tqdm
 
 from oat_jax.data import directory as directory_lib
 from oat_jax.data import index as index_lib
+
+_STATS = 32  # remote files asked about at once: each answer takes a round trip
+# Scheme that etils.epath knows -> what it needs.
+_PACKAGES = {"gs": "'oat-jax[gcs]'", "s3": "s3fs", "az": "adlfs", "hf": "huggingface_hub"}
 
 
 def is_remote(path: str | os.PathLike) -> bool:
@@ -28,8 +35,9 @@ def fetch(
 ) -> pathlib.Path:
   """Copies the metadata of a remote TFDS directory and the shards of a split into the cache.
 
-  Files that are there already, at their size, are not copied again; each appears under its name
-  only when it is whole, so a stopped copy goes on where it was.
+  Files that are there already, of the remote's size and time (s3 and hf tell no time), are not
+  copied again; each appears under its name only when it is whole, so a stopped copy goes on where
+  it was. Of the processes of a host one copies, and the others wait for it.
 
   Args:
     path: of a version's directory or of its parent, with a scheme that etils.epath knows.
@@ -44,27 +52,64 @@ def fetch(
 
   Raises:
     FileNotFoundError: there is no such directory, or a shard is missing there.
-    ValueError: the shards exceed the limit; nothing of them has been copied.
+    ImportError: what reads paths of that scheme is not installed; the message says how to.
+    ValueError: an unknown scheme, or the shards exceed the limit; none has been copied.
     OSError: the cache is full or cannot be written; the message says how to choose another one.
   """
+  scheme = path.partition("://")[0]
+  if scheme not in _PACKAGES:
+    raise ValueError(
+      f"{path}: unknown scheme '{scheme}'; it must be one of {', '.join(_PACKAGES)}; a local "
+      "directory is given without one"
+    )
   if open_path is None:
     from etils import epath
 
     open_path = epath.Path
-  source = _find(open_path(path), path)
+  try:
+    source = _find(open_path(path), path)
+  except ImportError as error:
+    raise ImportError(f"{path}: {error}; pip install {_PACKAGES[scheme]}") from error
   local = cache / "datasets" / hashlib.sha256(str(source).encode()).hexdigest()[:16]
   with index_lib.cache_errors(cache):
     local.mkdir(parents=True, exist_ok=True)
+    lock = open(local.with_suffix(".lock"), "w")
+  with lock:
+    with contextlib.suppress(OSError):  # without locks each process copies for itself
+      fcntl.flock(lock, fcntl.LOCK_EX)
+    _fetch(source, local, path, split, cache, limit_gb, progress)
+  return local
+
+
+def _fetch(
+  source: Any,
+  local: pathlib.Path,
+  path: str,
+  split: str,
+  cache: pathlib.Path,
+  limit_gb: float,
+  progress: bool,
+) -> None:
+  """Copies what is not in `local` yet; see `fetch`."""
+  with index_lib.cache_errors(cache):
     for name in ("features.json", "dataset_info.json"):
-      _copy(source / name, local / name, lambda count: None)
+      content, target = b"".join(_blocks(source / name)), local / name
+      if not target.is_file() or target.read_bytes() != content:  # its time is part of index keys
+        _write(target, [content])
   shards = directory_lib.open_directory(local).shards(split)
-  sizes = {}
-  for shard in shards:
-    remote = source / shard.path.name
-    if not remote.exists():
-      raise FileNotFoundError(f"{remote}: a shard of split '{split}' is missing there")
-    sizes[remote] = remote.stat().length
-  total = sum(sizes.values())
+
+  def stat(remote: Any) -> Any:
+    try:
+      return remote.stat()
+    except FileNotFoundError as error:
+      message = f"{remote}: a shard of split '{split}' is missing there"
+      raise FileNotFoundError(message) from error
+
+  # A shard that several parts are taken of is there once.
+  remotes = {name: source / name for name in dict.fromkeys(shard.path.name for shard in shards)}
+  with futures.ThreadPoolExecutor(_STATS) as pool:
+    stats = dict(zip(remotes, pool.map(stat, remotes.values())))
+  total = sum(entry.length for entry in stats.values())
   if total > limit_gb * 1e9:
     raise ValueError(
       f"{path}: split '{split}' has {total / 1e9:.3g} GB in {len(shards)} shards, more than "
@@ -77,13 +122,21 @@ def fetch(
       desc=f"fetching {path}", unit="B", unit_scale=True, total=total, disable=not progress
     ) as bar,
   ):
-    for remote, size in sizes.items():
-      target = local / remote.name
-      if target.exists() and target.stat().st_size == size:
-        bar.update(size)
+    for name, remote in remotes.items():
+      if _is_copy(local / name, stats[name]):
+        bar.update(stats[name].length)
       else:
-        _copy(remote, target, bar.update)
-  return local
+        _write(local / name, _blocks(remote, bar.update), stats[name].mtime)
+
+
+def _is_copy(target: pathlib.Path, remote: Any) -> bool:
+  """Whether a file is that of a remote's `stat`, as far as size and time tell."""
+  if not target.exists():
+    return False
+  local = target.stat()
+  # Remotes count whole seconds, some local disks only every other; 0 is a remote without times.
+  same_time = not remote.mtime or abs(local.st_mtime - remote.mtime) < 2
+  return local.st_size == remote.length and same_time
 
 
 def _find(path: Any, text: str) -> Any:
@@ -99,23 +152,26 @@ def _find(path: Any, text: str) -> Any:
   return path / newest
 
 
-def _copy(source: Any, target: pathlib.Path, update: Callable[[int], Any]) -> None:
+def _write(target: pathlib.Path, blocks: Iterable[bytes], mtime: float = 0) -> None:
   partial = target.with_name(f"{target.name}.{uuid.uuid4().hex}.part")
   try:
     with open(partial, "wb") as writer:
-      for block in _blocks(source):
+      for block in blocks:
         writer.write(block)
-        update(len(block))
+    if mtime:
+      os.utime(partial, (mtime, mtime))
     partial.replace(target)
   finally:
     partial.unlink(missing_ok=True)
 
 
-def _blocks(source: Any) -> Iterator[bytes]:
+def _blocks(source: Any, update: Callable[[int], Any] | None = None) -> Iterator[bytes]:
   try:
     with source.open("rb") as reader:
       while block := reader.read(4 << 20):
         yield block
+        if update is not None:
+          update(len(block))
   except OSError as error:
     if error.filename is None:  # a lost connection does not say of what; a full disk neither
       error.filename = str(source)

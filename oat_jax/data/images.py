@@ -28,8 +28,7 @@ def decode(data: Any) -> np.ndarray:
   if not len(data):
     raise ValueError("there are no bytes of an image")
   try:
-    file = data if isinstance(data, np.ndarray) else np.frombuffer(data, np.uint8)
-    image = cv2.imdecode(file, _FLAGS)
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), _FLAGS)
   except cv2.error as error:
     raise ValueError(f"the image does not decode: {str(error).strip()}") from error
   if image is None:
@@ -87,23 +86,24 @@ def inspect(payload: Any, starts: Sequence[int], lengths: Sequence[int]) -> tupl
     raise ValueError(f"step 0: {error}") from error
   end = np.frombuffer(_PNG_END if frame(0)[0] == _PNG[0] else _JPEG_END, np.uint8)
   # The frames of one encoder begin alike: comparing bytes, all frames at once, is much cheaper than
-  # parsing each. Those that differ are parsed.
-  alike_N = lengths_N >= known + len(end)
+  # parsing each. Those that differ are parsed, and all where the header has a picture of its own.
+  alike_N = lengths_N >= known + len(end) if known <= 1024 else np.zeros(len(lengths_N), bool)
+  known = min(known, 1024)
   first_N = np.where(alike_N, starts_N, starts_N[0])
   last_N = np.where(alike_N, starts_N + lengths_N, starts_N[0] + lengths_N[0]) - len(end)
   alike_N &= (file[first_N[:, None] + np.arange(known)] == file[starts[0] :][:known]).all(1)
   alike_N &= (file[last_N[:, None] + np.arange(len(end))] == end).all(1)
   for i in np.flatnonzero(~alike_N):
     try:
-      found = header(frame(i))[:2]
+      *found, body = header(frame(i))
     except ValueError as error:
       raise ValueError(f"step {i}: {error}") from error
-    if found != (height, width):
+    if found != [height, width]:
       raise ValueError(
         f"step {i}: the image is {found[0]}x{found[1]} (height x width), step 0's {height}x{width}"
       )
     ends = _PNG_END if frame(i)[0] == _PNG[0] else _JPEG_END
-    if ends not in bytes(frame(i)):  # bytes may follow it
+    if ends not in bytes(frame(i)[body:]):  # bytes may follow it
       raise ValueError(f"step {i}: the image has no end marker: it is cut off")
   return height, width
 
@@ -124,35 +124,36 @@ class Camera(NamedTuple):
       ValueError: a frame does not decode; the message names file, record, step and feature.
     """
     out = _POOL.empty((len(steps_N), *self.size, 3))
-    episodes = (np.searchsorted(self.starts_E, steps_N, "right") - 1).tolist()
-    steps = np.asarray(steps_N).tolist()
+    steps_N = np.asarray(steps_N)
+    episodes_N = np.searchsorted(self.starts_E, steps_N, "right") - 1
     spans = self.spans_L2[steps_N].tolist()
-    i = 0
-    while i < len(steps):
-      # The frames of a window lie side by side in its record: they are read at once.
-      end = i + 1
-      while (
-        end < len(steps) and episodes[end] == episodes[i] and 0 <= steps[end] - steps[end - 1] <= 1
-      ):
-        end += 1
-      start = spans[i][0]
-      data = self.records.read(episodes[i], start, sum(spans[end - 1]) - start)
+    # The frames of a window lie side by side in its record: they are read at once.
+    step_N = np.diff(steps_N)
+    apart_N = (np.diff(episodes_N) != 0) | (step_N < 0) | (step_N > 1)
+    ends = [*(np.flatnonzero(apart_N) + 1).tolist(), len(spans)] if spans else []
+    repeated = np.append(False, ~apart_N & (step_N == 0)).tolist()
+    first = 0
+    for end, episode in zip(ends, episodes_N[np.array(ends, int) - 1].tolist()):
+      start = spans[first][0]
+      data = self.records.read(episode, start, sum(spans[end - 1]) - start)
       file = np.frombuffer(data, np.uint8)
-      for j in range(i, end):
-        if j > i and steps[j] == steps[j - 1]:
-          out[j] = out[j - 1]  # an episode's first frame, repeated before its start
+      for i in range(first, end):
+        if repeated[i]:
+          out[i] = out[i - 1]  # an episode's first frame, repeated before its start
           continue
-        first = spans[j][0] - start
-        frame = file[first : first + spans[j][1]]
+        at, length = spans[i]
+        frame = file[at - start : at - start + length]
         try:
           image = decode(frame)
         except ValueError as error:
-          where = f"{self.records.where(episodes[j])}: step {steps[j] - self.starts_E[episodes[j]]}"
+          self.records.check(np.array([episode]))
+          where = f"{self.records.where(episode)}: step {steps_N[i] - self.starts_E[episode]}"
           raise ValueError(f"{where}: '{self.feature}': {error}") from error
         if image.shape[:2] != self.size:
           image = cv2.resize(image, self.size[::-1], interpolation=cv2.INTER_AREA)
-        out[j] = image
-      i = end
+        out[i] = image
+      first = end
+    self.records.check(episodes_N)
     return out
 
 

@@ -16,6 +16,7 @@ import json
 import os
 import pathlib
 import shutil
+import sys
 from typing import Any, BinaryIO, NamedTuple
 import uuid
 
@@ -84,7 +85,7 @@ def open_index(
     with open(entry.with_suffix(".lock"), "w") as lock:
       left = []
       with contextlib.suppress(OSError):  # without locks both build; the first to finish stays
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        _wait_for(lock, directory)
         entries = entry.parent.iterdir()
         left = [path for path in entries if path.name.startswith(f"{name}.") and path.is_dir()]
       found = _open(entry)
@@ -104,6 +105,14 @@ def open_index(
     if found is None:
       raise OSError(f"{entry} cannot be read though it was just written")
   return found
+
+
+def _wait_for(lock: Any, directory: directory_lib.Directory) -> None:
+  try:
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    print(f"waiting for another process, which indexes {directory.path}", file=sys.stderr)
+    fcntl.flock(lock, fcntl.LOCK_EX)
 
 
 @contextlib.contextmanager
@@ -146,6 +155,14 @@ def _key(
     source = pathlib.Path(standardize.__file__).read_bytes()
     key["source"] = hashlib.sha256(source).hexdigest()
   return key
+
+
+def reopen(entry: pathlib.Path) -> Index:
+  """Opens an entry by its path; OSError where it is gone."""
+  found = _open(entry)
+  if found is None:
+    raise OSError(f"{entry}: the index is gone from the cache; start again")
+  return found
 
 
 def _open(entry: pathlib.Path) -> Index | None:

@@ -71,6 +71,14 @@ def _scatter(out: dict[str, Any], part: dict[str, Any], rows: np.ndarray, size: 
       out[name][rows] = values
 
 
+def make_order(sizes: Sequence[int], weights: Sequence[float] | None, seed: int) -> "Order":
+  """Returns the order in which a stream visits a `Mixture`'s windows.
+
+  Without weights every window counts the same: one permutation of all of them, an epoch.
+  """
+  return Order([sum(sizes)], [1], seed) if weights is None else Order(sizes, weights, seed)
+
+
 class Order:
   """Place in the stream -> window of a `Mixture`, the same on every machine.
 
@@ -150,7 +158,8 @@ def permute(place_N: np.ndarray, size_N: np.ndarray, key_N: np.ndarray) -> np.nd
     int64 (N,), in [0, size): for one size and key a bijection.
   """
   size_N = size_N.astype(np.uint64)
-  bits_N = np.ceil(np.log2(np.maximum(size_N, 2))).astype(np.uint64)
+  # With fewer bits the network knows too few permutations of them to be fair.
+  bits_N = np.ceil(np.log2(np.maximum(size_N, 64))).astype(np.uint64)
   # np.log2 rounds: for huge sizes next to a power of two it may be one short.
   bits_N += (np.uint64(1) << bits_N) < size_N
   out_N = place_N.astype(np.uint64)

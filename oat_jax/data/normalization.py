@@ -73,6 +73,12 @@ def from_json(content: Mapping[str, Any]) -> Statistics:
   shapes = {name: array.shape for name, array in arrays.items()}
   if len(set(shapes.values())) > 1 or arrays["min"].ndim != 1:
     raise ValueError(f"statistics need lists of one length; their shapes are {shapes}")
+  for low, high in (("min", "max"), ("q01", "q99")):
+    # Also false where one of them is NaN.
+    if not (arrays[low] <= arrays[high]).all() or not np.isfinite(arrays[high] - arrays[low]).all():
+      raise ValueError(f"statistics: '{low}' must be finite and at most '{high}'")
+  if not (np.isfinite(arrays["mean"]) & (arrays["std"] >= 0) & np.isfinite(arrays["std"])).all():
+    raise ValueError("statistics: 'mean' and 'std' must be finite, and 'std' not negative")
   return Statistics(**arrays, count=int(content["count"]))
 
 

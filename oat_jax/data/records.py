@@ -6,7 +6,6 @@ images that were read, and a shard that shrinks meanwhile is an error instead of
 
 import functools
 import os
-import time
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,18 +44,37 @@ class Records(NamedTuple):
   def read(self, episode: int, start: int, length: int) -> Any:
     """Returns bytes [start, start + length) of an episode's payload.
 
+    Whether they are those that were indexed, `check` says: once a batch, since asking costs half as
+    much as reading.
+
     Raises:
-      ValueError: the file has changed since it was indexed.
+      ValueError: the file has become shorter.
     """
     file, number, first = self.places_E3[episode].tolist()
     if self.file_format == "tfrecord":
-      opened = _open(self.files[file], _period())
+      opened = _open(self.files[file])
       data = os.pread(opened.fileno(), length, first + start)
     else:
-      data = _payload(self.files[file], number)[start : start + length]
+      try:
+        data = _payload(self.files[file], number)[start : start + length]
+      except ValueError:
+        self.check(np.array([episode]))
+        raise
     if len(data) != length:
       raise ValueError(f"{self.files[file].path}: {_CHANGED}")
     return data
+
+  def check(self, episodes: np.ndarray) -> None:
+    """Raises ValueError where a file of the episodes, int (N,), has changed since it was indexed.
+
+    What was read before this call from a file that was overwritten in place is found out too.
+    """
+    for number in np.unique(self.places_E3[episodes, 0]).tolist():
+      file = self.files[number]
+      place = _open(file).fileno() if self.file_format == "tfrecord" else file.path
+      stat = os.stat(place)
+      if (stat.st_size, stat.st_mtime_ns) != (file.size, file.mtime_ns):
+        raise ValueError(f"{file.path}: {_CHANGED}")
 
   def where(self, episode: int) -> str:
     """Names an episode's file and record, for errors."""
@@ -67,29 +85,15 @@ class Records(NamedTuple):
 _CHANGED = "the file has changed since it was indexed; start again"
 
 
-def _period() -> int:
-  return int(time.monotonic()) // 10
-
-
 # A descriptor a file: thousands of shards would exceed what a process may hold. A file that falls
-# out of the cache is closed when the last thread that reads it is done. Every ten seconds it is
-# opened anew, since one that is open may be overwritten in place; asking at every read costs half
-# as much as reading.
+# out of the cache is closed when the last thread that reads it is done.
 @functools.lru_cache(maxsize=256)
-def _open(file: File, period: int) -> Any:
-  del period
-  opened = open(file.path, "rb", buffering=0)
-  stat = os.fstat(opened.fileno())
-  if (stat.st_size, stat.st_mtime_ns) != (file.size, file.mtime_ns):
-    opened.close()
-    raise ValueError(f"{file.path}: {_CHANGED}")
-  return opened
+def _open(file: File) -> Any:
+  return open(file.path, "rb", buffering=0)
 
 
 @functools.lru_cache(maxsize=64)
 def _open_array_record(file: File) -> array_record.ArrayRecordFile:
-  if describe(file.path) != file:
-    raise ValueError(f"{file.path}: {_CHANGED}")
   return array_record.ArrayRecordFile(file.path)
 
 

@@ -9,7 +9,7 @@ Axis letters: L all steps of all episodes concatenated, E episodes, A action dim
 from collections.abc import Mapping
 import os
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -39,7 +39,14 @@ class Episodes(NamedTuple):
   standard: standardize.Standard = _PLAIN
   skipped: tuple[str, ...] = ()  # one reason for every episode left out
   fingerprint: str = ""  # equal for equal contents only
-  cache: pathlib.Path | None = None  # where statistics are kept
+  cache: pathlib.Path | None = None  # the index's entry; statistics are kept there too
+
+  def __reduce__(self) -> Any:
+    # A worker process maps the index anew, instead of getting a copy of it.
+    if self.cache is None:
+      return Episodes, tuple(self)
+    sizes = {name: camera.size for name, camera in self.cameras.items()}
+    return _reopen, (self.cache, self.standard, sizes)
 
   @property
   def num_episodes(self) -> int:
@@ -93,18 +100,29 @@ def read(
     path = fetch.fetch(os.fspath(path), split, place, fetch_gb, progress)
   directory = directory_lib.open_directory(path)
   index = index_lib.open_index(directory, split, standard, place, on_error, progress)
-  meta, arrays = index.meta, index.arrays
-  found = records.Records(
-    tuple(records.File(*file) for file in meta["files"]), meta["file_format"], arrays["places"]
-  )
+  sizes = {}
+  for name, found in index.meta["sizes"].items():
+    sizes[name] = image_size or _one_size(name, found, _records(index))
+  return _episodes(index, standard, sizes)
+
+
+def _reopen(
+  entry: pathlib.Path, standard: standardize.Standard, sizes: Mapping[str, tuple[int, int]]
+) -> Episodes:
+  return _episodes(index_lib.reopen(entry), standard, sizes)
+
+
+def _records(index: index_lib.Index) -> records.Records:
+  files = tuple(records.File(*file) for file in index.meta["files"])
+  return records.Records(files, index.meta["file_format"], index.arrays["places"])
+
+
+def _episodes(
+  index: index_lib.Index, standard: standardize.Standard, sizes: Mapping[str, tuple[int, int]]
+) -> Episodes:
+  meta, arrays, found = index.meta, index.arrays, _records(index)
   cameras = {
-    name: images.Camera(
-      feature,
-      image_size or _one_size(name, meta["sizes"][name], found),
-      arrays[f"camera_{name}"],
-      arrays["starts"],
-      found,
-    )
+    name: images.Camera(feature, sizes[name], arrays[f"camera_{name}"], arrays["starts"], found)
     for name, feature in meta["cameras"].items()
   }
   widths = {name: arrays[name].shape[1] for name in ("actions", "states")}

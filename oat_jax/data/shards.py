@@ -254,9 +254,14 @@ def _lock(work: pathlib.Path, out: pathlib.Path) -> Iterator[None]:
   with open(work / "lock", "w") as lock:
     try:
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise busy from None
+    except OSError:
+      pass  # a file system without locks
+    try:
       if not os.path.samestat(os.fstat(lock.fileno()), os.stat(work / "lock")):
         raise busy  # that one was deleted by whoever finished meanwhile
-    except OSError:
+    except FileNotFoundError:
       raise busy from None
     yield
 
@@ -264,17 +269,17 @@ def _lock(work: pathlib.Path, out: pathlib.Path) -> Iterator[None]:
 def _claim(work: pathlib.Path, request: Mapping[str, Any] | None) -> None:
   """Makes OUT.writing belong to this request, or refuses."""
   path = work / "request.json"
-  if request is None:
-    if path.exists():
+  if path.exists():
+    if request is None:
       raise FileExistsError(
         f"{work} holds work that its own command can finish; delete it to start afresh"
       )
-    for entry in work.iterdir():
-      if entry.name != "lock":
-        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-  elif path.exists():
     check_same(work, json.loads(path.read_text()), request)
-  else:
+    return
+  for entry in work.iterdir():  # of a killed process without a request, whose work nobody finishes
+    if entry.name != "lock":
+      shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+  if request is not None:
     scratch = path.with_suffix(".scratch")
     scratch.write_text(json.dumps(dict(request)) + "\n")
     scratch.replace(path)

@@ -36,7 +36,8 @@ Arrays = tuple[Array, Array]  # actions float32 (L, A), states float32 (L, S)
 class Standard(NamedTuple):
   """How one dataset's features become actions and states.
 
-  name: what `get` knows it by; what is read, for `plain`.
+  name: what `get` knows it by; what is read, for `plain`. The index cache keeps what `convert`
+    makes under it: another function needs another name.
   features: the numeric features to read, as paths below `steps/`.
   convert: makes actions and states of the features of ONE episode of at least one step. What is
     finite stays finite. ValueError where a feature is missing or not of the documented size.

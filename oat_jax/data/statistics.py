@@ -35,7 +35,8 @@ def of_episodes(episodes: Any, episode_ids: np.ndarray) -> dict[str, normalizati
   kept = None
   if episodes.cache is not None:
     kept = episodes.cache / f"statistics-{hashlib.sha256(chosen_E.tobytes()).hexdigest()[:16]}.json"
-    with contextlib.suppress(OSError, ValueError):  # none yet, or cut off: made again
+    # None yet, or cut off: made again.
+    with contextlib.suppress(OSError, ValueError, AttributeError, KeyError, TypeError):
       content = json.loads(kept.read_text())
       return {name: normalization.from_json(values) for name, values in content.items()}
   every = chosen_E.all()
@@ -94,11 +95,17 @@ def write(
   write_whole(pathlib.Path(path), content)
 
 
-def read(path: str | os.PathLike) -> dict[str, normalization.Statistics]:
+def read(
+  path: str | os.PathLike, extremes: Mapping[str, normalization.Statistics] | None = None
+) -> dict[str, normalization.Statistics]:
   """Reads "actions" and "state" from openpi's or Octo's file, or from one of the index cache.
 
-  openpi keeps no minimum and maximum: q01 and q99 stand for them, and no count: it is 0. A file of
-  several datasets (OpenVLA's) is refused.
+  openpi keeps no count: it is 0. A file of several datasets (OpenVLA's) is refused.
+
+  Args:
+    path: the file.
+    extremes: statistics of the data at hand, whose minimum and maximum are taken where the file is
+      openpi's, which keeps none: decoded actions are clipped to them. q01 and q99 if None.
 
   Raises:
     FileNotFoundError: there is no such file.
@@ -108,11 +115,15 @@ def read(path: str | os.PathLike) -> dict[str, normalization.Statistics]:
   try:
     content = json.loads(path.read_text())
     if "norm_stats" in content:
-      return {
-        group: _statistics({"min": values["q01"], "max": values["q99"], **values}, 0)
-        for group, values in content["norm_stats"].items()
-        if group in ("actions", "state")
-      }
+      found = {}
+      for group in ("actions", "state"):
+        values = content["norm_stats"].get(group)
+        if values is not None:
+          ends = {"min": values["q01"], "max": values["q99"]}
+          if extremes is not None:
+            ends = {name: getattr(extremes[group], name) for name in ends}
+          found[group] = _statistics(values | ends, 0)
+      return found
     if "action" in content:
       count = int(content.get("num_transitions", 0))
       return {

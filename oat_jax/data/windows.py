@@ -38,7 +38,7 @@ class Layout(NamedTuple):
   action_names: tuple[str, ...]  # A
   state_names: tuple[str, ...]  # S
   task_names: tuple[str, ...]
-  num_datasets: int = 1
+  dataset_names: tuple[str, ...]
   cameras: tuple[tuple[str, int, int], ...] = ()  # name, height, width
 
 
@@ -47,6 +47,7 @@ def layout(
   action_names: Sequence[str] = (),
   state_names: Sequence[str] = (),
   action_dim: int | None = None,
+  dataset_names: Sequence[str] = (),
 ) -> Layout:
   """Returns the layout that holds all datasets.
 
@@ -55,15 +56,22 @@ def layout(
     action_names, state_names: the dimensions wanted, in order. All that any dataset has, in order
       of first appearance, if empty.
     action_dim: A, filled up by dimensions that no dataset has; the number of names if None.
+    dataset_names: of the datasets, in order; numbers if empty.
 
   Raises:
-    ValueError: a dataset has dimensions that the names leave out or more than `action_dim`, or the
-      datasets' cameras disagree.
+    ValueError: a dataset has dimensions that the names leave out or more than `action_dim`, a name
+      is there twice or in no dataset, or the datasets' cameras disagree.
   """
   dims = {}
   for kind, given in (("action", action_names), ("state", state_names)):
     have = [getattr(episodes, f"{kind}_names") for episodes in datasets]
-    dims[kind] = tuple(given) or tuple(dict.fromkeys(name for names in have for name in names))
+    known = tuple(dict.fromkeys(name for names in have for name in names))
+    dims[kind] = tuple(given) or known
+    wrong = [name for name in given if name not in known or list(given).count(name) > 1]
+    if wrong:
+      raise ValueError(
+        f"{kind} dimension '{wrong[0]}' is named twice, or no dataset has it: {', '.join(known)}"
+      )
     for names in have:
       unknown = [name for name in names if name not in dims[kind]]
       if unknown:
@@ -80,7 +88,7 @@ def layout(
     dims["action"],
     dims["state"],
     tuple(sorted({name for episodes in datasets for name in episodes.task_names})),
-    len(datasets),
+    tuple(dataset_names) or tuple(map(str, range(len(datasets)))),
     _cameras(datasets),
   )
 
@@ -112,31 +120,37 @@ def split_episodes(
   Args:
     tasks_E: int (E,), the task of each episode.
     validation_fraction: in [0, 1). round(fraction * n) of a task's n episodes are held out, but
-      never all n, and at least one episode overall where the fraction is above 0.
+      never all n. Tasks that would give none, as instructions that occur once, are drawn from
+      together. At least one episode is held out where the fraction is above 0.
     seed: of the draw.
 
   Returns:
     train_E, validation_E: sorted, disjoint int64 arrays of episode numbers that cover all.
 
   Raises:
-    ValueError: the fraction is out of range, there are no episodes, or one must be held out but
-      every task has only the one that it must keep.
+    ValueError: the fraction is out of range, or there are no episodes, or only one of which one
+      must be held out.
   """
   tasks_E = np.asarray(tasks_E)
   if not 0 <= validation_fraction < 1:
     raise ValueError(f"validation_fraction is {validation_fraction}; it must be in [0, 1)")
   if not len(tasks_E):
     raise ValueError("there are no episodes to split")
+  if validation_fraction and len(tasks_E) < 2:
+    raise ValueError(
+      f"validation_fraction is {validation_fraction}, but there is only 1 episode, none to hold out"
+    )
+  counts = np.unique(tasks_E, return_counts=True)[1]
+  by_task = np.split(np.argsort(tasks_E, kind="stable"), np.cumsum(counts)[:-1])
+  few = np.round(validation_fraction * counts) < 1
+  groups = [group for group, small in zip(by_task, few) if not small]
+  pooled = [group for group, small in zip(by_task, few) if small]
+  groups += [np.sort(np.concatenate(pooled))] if pooled else []
   rng = np.random.default_rng(seed)
-  shuffled = [rng.permutation(np.flatnonzero(tasks_E == task)) for task in np.unique(tasks_E)]
-  sizes = np.array([len(episodes) for episodes in shuffled])
+  shuffled = [rng.permutation(group) for group in groups]
+  sizes = np.array([len(group) for group in groups])
   held = np.minimum(np.round(validation_fraction * sizes).astype(int), sizes - 1)
   if validation_fraction and not held.any():
-    if sizes.max() < 2:
-      raise ValueError(
-        f"validation_fraction is {validation_fraction}, but no task has 2 episodes, one to train "
-        f"on and one to hold out: {len(tasks_E)} episodes in {len(sizes)} tasks"
-      )
     held[np.argmax(sizes)] = 1
   validation = np.sort(np.concatenate([e[:n] for e, n in zip(shuffled, held)]))
   train = np.sort(np.concatenate([e[n:] for e, n in zip(shuffled, held)]))
@@ -187,13 +201,16 @@ class Windows:
       action_dim=len(target.action_names),
       state_dim=len(target.state_names),
       task_names=target.task_names,
-      num_datasets=target.num_datasets,
+      num_datasets=len(target.dataset_names),
+      action_names=target.action_names,
+      dataset_names=target.dataset_names,
       cameras=target.cameras,
     )
     self._episodes, self._ids, self._dataset = episodes, ids, dataset
     self._actions = _columns(episodes.action_names, target.action_names)
     self._states = _columns(episodes.state_names, target.state_names)
-    self._tasks = np.array([target.task_names.index(n) for n in episodes.task_names], np.int32)
+    number = {name: i for i, name in enumerate(target.task_names)}
+    self._tasks = np.array([number[name] for name in episodes.task_names], np.int32)
     self._action_dim_mask_A = np.isin(np.arange(self.spec.action_dim), self._actions)
     self._step_W = _begins(episodes, ids, options)
     if not len(self._step_W):
@@ -249,6 +266,10 @@ class Windows:
       "dataset": np.full(rows, self._dataset, np.int32),
     }
 
+  def own_statistics(self) -> dict[str, normalization.Statistics]:
+    """Returns the statistics of the dataset's own dimensions, before they are placed."""
+    return self._episodes.statistics(self._ids)
+
   def statistics(
     self, own: Mapping[str, normalization.Statistics] | None = None
   ) -> dict[str, normalization.Statistics]:
@@ -262,7 +283,7 @@ class Windows:
     Raises:
       ValueError: a group is missing in `own`, or has another number of dimensions.
     """
-    own = own or self._episodes.statistics(self._ids)
+    own = own or self.own_statistics()
     places = {
       "actions": (self._actions, self.spec.action_dim),
       "state": (self._states, self.spec.state_dim),

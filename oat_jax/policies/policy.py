@@ -81,14 +81,8 @@ def make(
     tokenizer: the frozen tokenizer, for a policy over tokens.
 
   Raises:
-    ValueError: an unknown name, a config key that the policy does not have, or cameras, which no
-      policy's observation encoder reads so far.
+    ValueError: an unknown name, or a config key that the policy does not have.
   """
-  if spec.cameras:
-    names = ", ".join(name for name, *_ in spec.cameras)
-    raise ValueError(
-      f"config.data.cameras has {names}; policies are trained from states: leave it empty"
-    )
   module, frozen = freeze(config)
   return _checked(module.make(frozen, spec, statistics, tokenizer))
 

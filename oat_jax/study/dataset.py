@@ -121,7 +121,7 @@ def choose(
     if name.startswith("episode_metadata/") and leaf.kind == "text"
   ]
   task = task or next(iter(_fitting(texts, _TASKS)), "")
-  # Every dataset is read with a state; where it has none the actions stand in, and are not dataset.
+  # Every dataset is read with a state; where it has none the actions stand in, and are not shown.
   return Choice(standardize.plain(actions, states or actions, task, every), actions, states)
 
 

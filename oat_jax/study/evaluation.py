@@ -62,14 +62,8 @@ class PolicyActor:
       raise ValueError(
         f"the policy does not know task '{unknown[0]}'; it was trained on {', '.join(names)}"
       )
-    data = self.trained.config.data
-    if data.standard or data.mixture:
-      raise ValueError(
-        "the policy was trained on standardised data or a mixture; simulators are driven by "
-        "policies that read one dataset's own states"
-      )
     parts = []
-    for name in data.state:
+    for name in self.trained.config.data.state:
       key = name.removeprefix("observation/")
       if key not in state.observation:
         raise ValueError(
@@ -188,6 +182,12 @@ class Evaluation:
       the report is of another evaluation.
     """
     self.trained = trained = models.load(workdir, step)
+    data = trained.config.data
+    if data.standard or data.mixture or data.actions or data.states:
+      raise ValueError(
+        f"{workdir} was trained on standardised or rearranged data; the simulator has its own "
+        "actions and states, so train on them: config.data without standard and mixture"
+      )
     suite = env_lib.suite(suite_name)
     if episodes < 1:
       raise ValueError(f"episodes is {episodes}; it must be at least 1")

@@ -82,10 +82,18 @@ class Data(Dataset):
     own = {name: getattr(self, name) for name in names}
     if not self.mixture:
       return {"": Dataset(**own)}
-    found = {
-      name: config_lib.freeze(Dataset, own | dict(changes), f"config.data.mixture.{name}")
-      for name, changes in self.mixture.items()
-    }
+    found = {}
+    for name, changes in self.mixture.items():
+      where = f"config.data.mixture.{name}"
+      if not hasattr(changes, "items"):
+        raise ValueError(f"{where} is {changes!r}; it holds the keys that differ, e.g. path")
+      try:
+        found[name] = config_lib.freeze(Dataset, own | dict(changes), where)
+      except ValueError as error:
+        text = str(error)  # of Dataset, which does not know its name
+        raise ValueError(
+          text if where in text else text.replace("config.data", where, 1)
+        ) from error
     without = [name for name, dataset in found.items() if dataset.weight is None]
     if without and len(without) < len(found):
       raise ValueError(f"config.data.mixture.{without[0]} has no weight, others have; give it one")
@@ -153,6 +161,12 @@ class Config:
     for name in (*counts, "keep"):
       config_lib.at_least(getattr(self, name), 1, f"config.{name}")
     config_lib.at_least(self.seed, 0, "config.seed")
+    cameras = [name for each in self.data.datasets().values() for name in each.cameras]
+    if self.kind == "policy" and cameras:
+      raise ValueError(
+        f"config.data.cameras has {', '.join(cameras)}; policies are trained from states: leave it "
+        "empty"
+      )
     if self.kind == "tokenizer" and self.tokenizer:
       raise ValueError("config.tokenizer is set, but this run trains a tokenizer itself")
 

@@ -22,9 +22,10 @@ class Split(NamedTuple):
 
   train: mixture.Mixture
   validation: mixture.Mixture
-  weights: tuple[float, ...]  # shares of the datasets in the stream
+  weights: tuple[float, ...] | None  # shares of the datasets in the stream; None by their windows
   statistics: dict[str, dict[str, np.ndarray]]
   fingerprint: str
+  skipped: dict[str, tuple[str, ...]]  # dataset -> why each episode was left out
 
 
 def load(data: config_lib.Data, images: bool = True) -> Split:
@@ -38,7 +39,9 @@ def load(data: config_lib.Data, images: bool = True) -> Split:
     raise ValueError("config.data.validation_fraction is 0; training needs held-out episodes")
   datasets = data.datasets()
   episodes = {name: _read(data, dataset, name, images) for name, dataset in datasets.items()}
-  layout = windows_lib.layout(list(episodes.values()), data.actions, data.states, data.action_dim)
+  layout = windows_lib.layout(
+    list(episodes.values()), data.actions, data.states, data.action_dim, list(datasets)
+  )
   train, validation, rows = [], [], []
   for i, (name, dataset) in enumerate(datasets.items()):
     options = windows_lib.Options(
@@ -57,18 +60,16 @@ def load(data: config_lib.Data, images: bool = True) -> Split:
         )
       )
     rows.append(_statistics(dataset, train[-1], layout))
-  weights = tuple(
-    float(len(windows)) if dataset.weight is None else dataset.weight
-    for windows, dataset in zip(train, datasets.values())
-  )
+  weights = tuple(dataset.weight for dataset in datasets.values() if dataset.weight is not None)
   fingerprints = [each.fingerprint for each in episodes.values()]
   whole = hashlib.sha256(json.dumps(fingerprints).encode()).hexdigest()[:16]
   return Split(
     mixture.Mixture(train),
     mixture.Mixture(validation),
-    weights,
+    weights or None,
     {group: normalization.stack([row[group] for row in rows]) for group in rows[0]},
     whole if len(fingerprints) > 1 else fingerprints[0],
+    {name: each.skipped for name, each in episodes.items() if each.skipped},
   )
 
 
@@ -118,8 +119,13 @@ def _standard(dataset: config_lib.Dataset, images: bool) -> standardize.Standard
 def _statistics(
   dataset: config_lib.Dataset, windows: windows_lib.Windows, layout: windows_lib.Layout
 ) -> dict[str, normalization.Statistics]:
-  own = statistics_lib.read(dataset.statistics) if dataset.statistics else None
-  found = windows.statistics(own)
+  found = windows.statistics()
+  if dataset.statistics:
+    try:
+      found = windows.statistics(statistics_lib.read(dataset.statistics, windows.own_statistics()))
+    except ValueError as error:
+      where = "" if dataset.statistics in str(error) else f"{dataset.statistics}: "
+      raise ValueError(f"{where}{error}") from error
   unknown = [name for name in dataset.unscaled if name not in layout.action_names]
   if unknown:
     raise ValueError(

@@ -7,6 +7,8 @@ directory from which the same command goes on.
 
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
+import hashlib
+import json
 import os
 import pathlib
 import signal
@@ -78,6 +80,7 @@ def train(config: config_lib.Config, workdir: str | os.PathLike) -> pathlib.Path
   workdir = pathlib.Path(workdir)
   mesh = mesh_lib.make_mesh(config.mesh)
   split = inputs.load(config.data, images=config.kind == "policy")
+  _check_same_data(split)
   spec = split.train.spec
   tokenizer = models.load_tokenizer(config.tokenizer) if config.tokenizer else None
   if tokenizer is not None:
@@ -103,8 +106,22 @@ def train(config: config_lib.Config, workdir: str | os.PathLike) -> pathlib.Path
   # All that can be wrong with the configuration has been found by now; only now files are written.
   with workdir_lib.claimed(workdir, description):
     print(taken, end="", flush=True)
+    if split.skipped and jax.process_index() == 0:
+      (workdir / "skipped.json").write_text(json.dumps(split.skipped, indent=2) + "\n")
     _Run(config, workdir, mesh, split, model, optimizer, shardings).begin(state)
   return workdir
+
+
+def _check_same_data(split: inputs.Split) -> None:
+  """Raises ValueError where processes read other data: their rows would be no common stream."""
+  mine = hashlib.sha256(f"{split.fingerprint} {split.train.sizes} {split.weights}".encode())
+  number = int.from_bytes(mine.digest()[:4], "big")
+  all_P = multihost_utils.process_allgather(np.array([number], np.uint32))
+  if len(np.unique(all_P)) > 1:
+    raise ValueError(
+      f"this process read dataset {split.fingerprint} of {split.train.sizes} windows, others read "
+      "something else; give all the same files"
+    )
 
 
 class _Run(NamedTuple):
@@ -160,7 +177,7 @@ def _steps(
   batches = pipeline.make_pipeline(
     train_windows,
     batch_size=config.batch_size,
-    order=mixture.Order(run.split.train.sizes, run.split.weights, config.seed),
+    order=mixture.make_order(run.split.train.sizes, run.split.weights, config.seed),
     start_step=start,
     process_index=first // (stop - first),
     process_count=config.batch_size // (stop - first),

@@ -50,7 +50,8 @@ def digest(trained: Trained) -> str:
   """
   spec = config_lib.plain(dataclasses.asdict(trained.spec))
   data = trained.config.data
-  reads = config_lib.plain([data.standard, data.state, data.mixture])
+  reads = [[name, each.standard, each.state] for name, each in data.datasets().items()]
+  reads = config_lib.plain([reads, data.states])
   known = {"model": config_lib.plain(trained.config.model), "spec": spec, "reads": reads}
   sha = hashlib.sha256(json.dumps(known, sort_keys=True).encode())
   for path, leaf in jax.tree_util.tree_leaves_with_path(trained.params):
@@ -152,7 +153,8 @@ def check_tokenizer(
     actions: statistics (datasets, A) of the policy's training actions.
     where: the tokenizer's working directory, for the message.
   """
-  for name in ("action_horizon", "action_dim", "num_datasets"):
+  names = ("action_horizon", "action_dim", "action_names", "num_datasets", "dataset_names")
+  for name in names:
     theirs, ours = getattr(trained.spec, name), getattr(spec, name)
     if theirs != ours:
       raise ValueError(f"tokenizer {where} has {name} {theirs}; the policy's data has {ours}")
@@ -169,4 +171,4 @@ def check_tokenizer(
 
 
 def _spec(values: Mapping[str, Any]) -> BatchSpec:
-  return BatchSpec(**{**values, "task_names": tuple(values["task_names"])})
+  return BatchSpec(**values)

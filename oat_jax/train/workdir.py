@@ -5,6 +5,7 @@ import contextlib
 import fcntl
 import json
 import pathlib
+import re
 from typing import Any
 
 import jax
@@ -74,6 +75,8 @@ def _differences(old: Any, new: Any, where: str = "") -> list[str]:
     for key in sorted(old.keys() | new.keys()):
       out += _differences(old.get(key), new.get(key), f"{where}/{key}" if where else key)
     return out
-  if old == new or where in HARMLESS:
+  # A mixture's datasets are named between: config/data/mixture/NAME/path.
+  key = re.sub(r"^(config/data/)mixture/[^/]+/", r"\1", where)
+  if old == new or key in HARMLESS:
     return []
   return [f"{where.replace('/', '.')}: {old!r} there, {new!r} now"]

@@ -76,13 +76,40 @@ def test_parts_take_records_of_shards(tmp_path, file_format):
   assert made.contents(made.read(tmp_path, "train[-1:]+train[:1]")) == [whole[4], whole[0]]
 
 
-WRONG_PARTS = "train[:10% train[::2] train[x] train[20:] train[:1000%] train+ + [1:2] test[:1]"
+WRONG_PARTS = (
+  "all[:1] train[:10% train[::2] train[x] train[20:] train[:1000%] train+ + [1:2] test[:1]"
+)
 
 
 @pytest.mark.parametrize("part", WRONG_PARTS.split())
 def test_parts_that_make_no_sense_list_the_splits(small, part):
   with pytest.raises(ValueError, match=r"(?s)there is no split '.*'; it has train, val, and parts"):
     directory.open_directory(small).shards(part)
+
+
+@pytest.mark.parametrize(
+  "part", ["train[4:3]", "train[4:2]", "train[5:2]", "train[2:1]", "val[1:0]"]
+)
+def test_parts_that_end_before_they_begin_hold_no_records(small, part):
+  found = directory.open_directory(small)
+  with pytest.raises(ValueError, match="split '.*' holds no records"):
+    found.shards(part)
+  assert found.shards(f"{part}+train[:1]") == found.shards("train[:1]")
+
+
+@pytest.mark.parametrize("part", ["train[:1]+train[:1]", "train[1:4]+val+train[3:]", "train+train"])
+def test_parts_that_overlap_are_refused(small, part):
+  message = "dataset_info.json: the parts of split '.*' overlap: record . of .*-of-00003 would be "
+  with pytest.raises(ValueError, match=message):
+    directory.open_directory(small).shards(part)
+
+
+@pytest.mark.parametrize("lengths", [[None], 5, ["abc"]])
+def test_lengths_that_cannot_be_counted_are_named(small, lengths):
+  entry = {"name": "train", "shardLengths": lengths}
+  made.edit_json(small / "dataset_info.json", splits=[entry])
+  with pytest.raises(ValueError, match="dataset_info.json: shardLengths of split 'train' must be"):
+    directory.open_directory(small).num_records("train")
 
 
 def test_splits_that_are_not_there_list_those_that_are(small):

@@ -1,8 +1,12 @@
 """Copying remote datasets, from a remote that is a directory with its own kind of path."""
 
+import concurrent.futures
 import errno
+import fcntl
 import io
+import os
 import re
+import threading
 import types
 
 import made
@@ -30,6 +34,7 @@ class Remote:
     return self._local.name
 
   def exists(self):
+    assert "tfrecord" not in self.name, "a round trip for every shard"
     return self._local.exists()
 
   def is_file(self):
@@ -39,7 +44,8 @@ class Remote:
     return iter([self / path.name for path in self._local.iterdir()])
 
   def stat(self):
-    return types.SimpleNamespace(length=self._local.stat().st_size)
+    stat = self._local.stat()
+    return types.SimpleNamespace(length=stat.st_size, mtime=int(stat.st_mtime))
 
   def open(self, mode):
     assert mode == "rb"
@@ -108,6 +114,78 @@ def test_what_is_there_is_not_copied_again(remote):
   assert made.read(local).num_episodes == 5
 
 
+def test_metadata_that_did_not_change_keep_their_files(remote):
+  """Keys of indices have their times: a dataset would be indexed anew at every start."""
+  local = remote()
+  os.utime(local / "features.json", (1, 1))
+  files = lambda: [(path.stat().st_ino, path.stat().st_mtime_ns) for path in local.iterdir()]
+  before = files()
+  assert remote() == local and files() == before
+  info = remote.path / "remote" / "1.10.0" / "dataset_info.json"
+  info.write_text(info.read_text() + " ")
+  remote()
+  assert (local / info.name).read_bytes() == info.read_bytes()
+
+
+def test_a_shard_that_changed_at_the_same_size_is_copied_again(remote):
+  shard = remote.path / "remote" / "1.10.0" / SHARDS[0]
+  os.utime(shard, (1e9, 1e9))
+  local = remote()
+  assert os.stat(local / SHARDS[0]).st_mtime == 1e9
+  content = bytes(reversed(shard.read_bytes()))
+  shard.write_bytes(content)
+  os.utime(shard, (1e9 + 60, 1e9 + 60))
+  assert remote() == local and sorted(remote.opened)[2:] == [SHARDS[0]]
+  assert (local / SHARDS[0]).read_bytes() == content
+  assert remote() == local and not sorted(remote.opened)[2:]
+
+
+def test_a_remote_without_times_is_known_by_its_sizes(remote, monkeypatch):
+  stat = Remote.stat
+  untimed = lambda self: types.SimpleNamespace(length=stat(self).length, mtime=0)
+  monkeypatch.setattr(Remote, "stat", untimed)
+  remote()
+  assert remote() and not sorted(remote.opened)[2:]
+
+
+def test_shards_are_asked_about_at_once(remote, monkeypatch):
+  both, stat = threading.Barrier(len(SHARDS)), Remote.stat
+
+  def waiting(self):
+    both.wait(timeout=10)  # for the question about the other shard
+    return stat(self)
+
+  monkeypatch.setattr(Remote, "stat", waiting)
+  assert names(remote())[2:] == list(SHARDS)
+
+
+def test_the_second_of_two_waits_and_copies_nothing(remote):
+  local = remote()
+  for name in SHARDS:
+    (local / name).rename(remote.path / name)
+  with (
+    open(local.with_suffix(".lock"), "w") as lock,
+    concurrent.futures.ThreadPoolExecutor() as pool,
+  ):
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    second = pool.submit(remote)
+    with pytest.raises(concurrent.futures.TimeoutError):
+      second.result(timeout=0.3)
+    for name in SHARDS:
+      (remote.path / name).rename(local / name)
+    fcntl.flock(lock, fcntl.LOCK_UN)
+    assert second.result(timeout=30) == local
+  assert sorted(remote.opened) == ["dataset_info.json", "features.json"]
+
+
+def test_a_cache_without_locks_is_used(remote, monkeypatch):
+  def flock(file, how):
+    raise OSError(errno.ENOLCK, "No locks available")
+
+  monkeypatch.setattr(fcntl, "flock", flock)
+  assert names(remote())[2:] == list(SHARDS)
+
+
 def test_versions_and_places_are_kept_apart(remote):
   assert len({remote(), remote(below="remote/1.2.0"), remote(cache="another")}) == 3
   assert remote(below="remote/1.10.0") == remote()
@@ -117,7 +195,7 @@ def test_a_stopped_copy_goes_on(remote):
   with pytest.raises(OSError, match="Connection reset by peer: 'gs://.*00002-of-00003'") as error:
     remote(fail=SHARDS[1])
   assert "OAT_JAX_CACHE" not in str(error.value)  # the cache is not to blame
-  (local,) = (remote.path / "cache" / "datasets").iterdir()
+  (local,) = filter(os.path.isdir, (remote.path / "cache" / "datasets").iterdir())
   assert names(local)[2:] == [SHARDS[0]]
   # A killed process leaves what it was writing.
   (local / f"{SHARDS[1]}.1234.part").write_bytes(b"half")
@@ -170,7 +248,7 @@ def test_a_full_disk_says_what_to_do_and_leaves_no_part(remote, monkeypatch):
   place = re.escape(str(remote.path / "cache"))
   with pytest.raises(OSError, match=f"{place}: .*No space left on device.*OAT_JAX_CACHE"):
     remote()
-  (local,) = (remote.path / "cache" / "datasets").iterdir()
+  (local,) = filter(os.path.isdir, (remote.path / "cache" / "datasets").iterdir())
   assert names(local) == ["dataset_info.json", "features.json"]
 
 
@@ -178,6 +256,26 @@ def test_a_file_in_the_place_of_the_cache(remote):
   (remote.path / "file").write_text("")
   with pytest.raises(OSError, match="file: .*OAT_JAX_CACHE or config.data.cache"):
     remote(cache="file")
+
+
+@pytest.mark.parametrize(
+  ("scheme", "package"),
+  [("gs", "'oat-jax.gcs.'"), ("s3", "s3fs"), ("az", "adlfs"), ("hf", "huggingface_hub")],
+)
+def test_what_is_not_installed_is_named(tmp_path, scheme, package):
+  def open_path(path):
+    raise ImportError("Please install it")
+
+  message = f"^{scheme}://bucket/made: Please install it; pip install {package}$"
+  with pytest.raises(ImportError, match=message):
+    fetch.fetch(f"{scheme}://bucket/made", "train", tmp_path, 1.0, False, open_path)
+
+
+@pytest.mark.parametrize("path", ["https://host/made", "file:///data/made", "weird://made"])
+def test_unknown_schemes_list_those_that_are_known(tmp_path, path):
+  scheme = path.partition(":")[0]
+  with pytest.raises(ValueError, match=f"^{path}: unknown scheme '{scheme}'.* of gs, s3, az, hf;"):
+    fetch.fetch(path, "train", tmp_path, 1.0, False)
 
 
 def test_schemes():

@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import tracemalloc
 
 import cv2
 import made
@@ -11,7 +12,6 @@ from PIL import Image
 import pytest
 
 from oat_jax.data import images
-from oat_jax.data import records
 
 RNG = np.random.default_rng(0)
 JPEG, PNG = made.image(RNG, 12, 16), made.image(RNG, 12, 16, ext=".png")
@@ -188,7 +188,7 @@ def test_a_shard_that_changed_since_it_was_indexed_is_an_error(made_in):
     made.read(path)
 
 
-def test_a_shard_overwritten_while_it_is_open_is_an_error(tmp_path, monkeypatch):
+def test_a_shard_overwritten_while_it_is_open_is_an_error(tmp_path):
   features, payloads = made.small(".png")
   (path,) = made.write(tmp_path, features, [payloads])
   camera = made.read(tmp_path).cameras["top"]
@@ -198,7 +198,6 @@ def test_a_shard_overwritten_while_it_is_open_is_an_error(tmp_path, monkeypatch)
     file.seek(stat.st_size // 2)
     file.write(bytes(2000))
   os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
-  monkeypatch.setattr(records, "_period", lambda: -1)  # ten seconds later
   with pytest.raises(ValueError, match="changed since it was indexed"):
     camera(np.arange(15))
   assert before.any()
@@ -215,3 +214,28 @@ def test_cameras_of_different_sizes_need_one_size(tmp_path):
     made.read(tmp_path)
   camera = made.read(tmp_path, image_size=(8, 8)).cameras["top"]
   assert camera(np.arange(30)).shape == (30, 8, 8, 3)
+
+
+def test_a_thumbnail_does_not_hide_that_a_jpeg_is_cut_off():
+  ramp = np.arange(30 * 40 * 3).reshape(30, 40, 3).astype(np.uint8)
+  data = cv2.imencode(".jpg", ramp)[1].tobytes()
+  thumbnail = b"\xff\xe1" + (len(data) + 2).to_bytes(2, "big") + data
+  whole = data[:2] + thumbnail + data[2:]
+  assert images.inspect(whole, [0], [len(whole)]) == (30, 40)
+  with pytest.raises(ValueError, match="step 0: the image has no end marker"):
+    images.inspect(whole, [0], [len(whole) - 40])
+
+
+def test_long_headers_are_not_compared_at_once():
+  data = cv2.imencode(".jpg", np.zeros((8, 8, 3), np.uint8))[1].tobytes()
+  other = cv2.imencode(".jpg", np.zeros((8, 16, 3), np.uint8))[1].tobytes()
+  comment = b"\xff\xfe" + (60_000).to_bytes(2, "big") + bytes(59_998)
+  frames = [each[:2] + comment + each[2:] for each in [data] * 50 + [other]]
+  starts = np.cumsum([0, *map(len, frames)])[:-1].tolist()
+  lengths = list(map(len, frames))
+  tracemalloc.start()
+  assert images.inspect(b"".join(frames), starts[:50], lengths[:50]) == (8, 8)
+  assert tracemalloc.get_traced_memory()[1] < 8e6  # the frames once, as they are joined, and little
+  tracemalloc.stop()
+  with pytest.raises(ValueError, match="step 50: the image is 8x16 .*, step 0's 8x8"):
+    images.inspect(b"".join(frames), starts, lengths)

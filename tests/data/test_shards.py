@@ -1,5 +1,7 @@
 """A writer of shards loses nothing that it said was final, and keeps others out."""
 
+import errno
+import fcntl
 import json
 import os
 
@@ -91,6 +93,27 @@ def test_a_second_writer_is_kept_out(tmp_path):
     assert before["dataset/00000.train.shard"] is not None
     assert os.listdir(tmp_path) == ["a"]
     (tmp_path / "a").rename(tmp_path.with_name(f"{tmp_path.name}_{request is None}"))
+
+
+def test_a_file_system_without_locks_is_written(tmp_path, monkeypatch):
+  def flock(file, how):
+    raise OSError(errno.ENOLCK, "No locks available")
+
+  monkeypatch.setattr(fcntl, "flock", flock)
+  with writing(tmp_path / "a", {"what": 1}) as writer:
+    finish(writer)
+  assert os.listdir(tmp_path) == ["a"]
+
+
+def test_work_without_a_request_is_not_adopted(tmp_path):
+  with writing(tmp_path / "want") as writer:
+    finish(writer)
+  stop(tmp_path / "a", 11)
+  (tmp_path / "a.writing" / "request.json").unlink()  # as a killed process without one leaves it
+  with writing(tmp_path / "a", {"what": 2}) as writer:
+    assert (writer.position, writer.counts, writer.skipped) == (0, {}, [])
+    finish(writer)
+  assert tiny.listing(tmp_path / "a") == tiny.listing(tmp_path / "want")
 
 
 def test_a_kept_lock_file_without_a_holder_keeps_nobody_out(tmp_path):

@@ -81,6 +81,8 @@ def test_openpis_file(tmp_path):
   # It keeps no extremes: the quantiles stand for them.
   np.testing.assert_array_equal(back["actions"].min, back["actions"].q01)
   np.testing.assert_array_equal(back["actions"].max, back["actions"].q99)
+  # Unless there are data whose extremes they are: decoded actions are clipped to them.
+  assert_equal(statistics.read(path, made()), made(), ("min", "max", "q01", "q99"))
 
 
 def test_files_as_the_others_write_them(tmp_path):

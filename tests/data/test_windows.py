@@ -65,7 +65,9 @@ def test_spec_says_the_sizes():
   episodes = tiny.episodes([3], tasks=[1])
   wide = windows_lib.layout([episodes], action_dim=5)
   spec = windows_lib.Windows(episodes, np.array([0]), 2, 4, wide).spec
-  assert spec == batch_lib.BatchSpec(2, 4, 5, 3, ("task 0", "task 1"), 1)
+  assert spec == batch_lib.BatchSpec(
+    *(2, 4, 5, 3, ("task 0", "task 1"), 1), action_names=wide.action_names, dataset_names=("0",)
+  )
   assert windows_lib.Windows(tiny.episodes([3]), np.array([0]), 2, 4).spec.action_dim == 2
 
 
@@ -119,30 +121,42 @@ def test_bad_windows():
 )
 def test_split_keeps_its_promises(tasks, fraction, seed):
   tasks = np.array(tasks, np.int32)
-  sizes = np.bincount(tasks)
-  if fraction and sizes.max() < 2:
-    with pytest.raises(ValueError, match="no task has 2 episodes"):
+  if fraction and len(tasks) < 2:
+    with pytest.raises(ValueError, match="there is only 1 episode"):
       windows_lib.split_episodes(tasks, fraction, seed)
     return
   train, validation = windows_lib.split_episodes(tasks, fraction, seed)
   assert sorted([*train, *validation]) == list(range(len(tasks)))
   assert (np.diff(train) > 0).all() and (np.diff(validation) > 0).all()
-  assert set(tasks[train]) == set(tasks)
-  held = np.bincount(tasks[validation], minlength=len(sizes))
-  wanted = [min(round(fraction * n), max(n - 1, 0)) for n in sizes.tolist()]
-  if fraction and not any(wanted):
-    assert held.sum() == 1
-  else:
-    assert held.tolist() == wanted
+  assert len(train) and bool(len(validation)) == (fraction > 0)
+  held, few = 0, 0
+  for task in np.unique(tasks):
+    size, out = (tasks == task).sum(), (tasks[validation] == task).sum()
+    wanted = np.round(fraction * size)
+    if wanted < 1:
+      few, held = few + size, held + out
+    elif len(validation) > 1:
+      assert out == min(wanted, size - 1)
+  if few and len(validation) > 1:
+    assert held == min(np.round(fraction * few), few - 1)
   again = windows_lib.split_episodes(tasks, fraction, seed)
   np.testing.assert_array_equal(validation, again[1])
+
+
+def test_instructions_that_occur_once_are_drawn_from_together():
+  tasks = np.arange(500)
+  train, validation = windows_lib.split_episodes(tasks, 0.1, 0)
+  assert len(validation) == 50 and sorted([*train, *validation]) == list(range(500))
+  mixed = np.concatenate([np.zeros(40, int), 1 + np.arange(60)])
+  validation = windows_lib.split_episodes(mixed, 0.1, 0)[1]
+  assert ((validation < 40).sum(), (validation >= 40).sum()) == (4, 6)
 
 
 def test_split_depends_on_the_seed_and_refuses_nonsense():
   tasks = np.repeat([0, 1], 20)
   splits = {tuple(windows_lib.split_episodes(tasks, 0.3, seed)[1]) for seed in range(5)}
   assert len(splits) == 5
-  with pytest.raises(ValueError, match="1 episodes in 1 tasks"):
+  with pytest.raises(ValueError, match="only 1 episode"):
     windows_lib.split_episodes(np.array([0]), 0.1, 0)
   with pytest.raises(ValueError, match="no episodes"):
     windows_lib.split_episodes(np.array([], int), 0.1, 0)
@@ -210,7 +224,7 @@ def test_layouts_align_datasets_by_the_names_of_their_dimensions():
   layout = windows_lib.layout([a, b], action_dim=4)
   assert layout.action_names == ("dx", "gripper", "dy", "unused_3")
   assert layout.state_names == ("state_0", "state_1", "state_2", "x", "y")
-  assert layout.task_names == ("lift", "task 0") and layout.num_datasets == 2
+  assert layout.task_names == ("lift", "task 0") and layout.dataset_names == ("0", "1")
   windows = windows_lib.Windows(b, np.array([0]), 2, 2, layout, dataset=1)
   batch = windows(np.array([1]))
   batch_lib.check(batch, windows.spec)
@@ -227,6 +241,9 @@ def test_layouts_align_datasets_by_the_names_of_their_dimensions():
   ]
   with pytest.raises(ValueError, match="'gripper' is not among those wanted: dx, dy"):
     windows_lib.layout([a, b], ("dx", "dy"))
+  for wrong in (("dx", "dy", "gripper", "dx"), ("dx", "dy", "gripper", "typo")):
+    with pytest.raises(ValueError, match=f"action dimension '{wrong[-1]}' is named twice, or no"):
+      windows_lib.layout([a, b], wrong)
 
 
 def test_language_may_change_within_an_episode():

@@ -1,7 +1,10 @@
 """What a run trains on: one dataset or a mixture, its statistics, and what is refused."""
 
 import json
+import pickle
+import shutil
 
+import cloudpickle
 import numpy as np
 import pytest
 import tiny
@@ -57,16 +60,19 @@ def test_a_mixture_has_one_shape_and_each_datasets_statistics(dataset, other):
   assert split.statistics["actions"]["max"][1, 2] == 0
 
 
-def test_without_weights_each_dataset_counts_by_its_windows(dataset, other):
+def test_without_weights_every_window_counts_the_same(dataset, other):
   split = inputs.load(mixed(dataset, other))
-  assert split.weights == tuple(float(size) for size in split.train.sizes)
+  order = mixture.make_order(split.train.sizes, split.weights, 0)
+  epoch = order(np.arange(len(split.train)))
+  assert split.weights is None and sorted(epoch) == list(range(len(split.train)))
 
 
 def test_a_dataset_of_weight_0_is_not_even_opened(dataset, tmp_path):
   nothing = {"wide": {"weight": 1}, "narrow": {"weight": 0}}
   split = inputs.load(mixed(dataset, tmp_path / "missing", each=nothing))
   alone = inputs.load(data(dataset))
-  assert split.train.spec == alone.train.spec and split.fingerprint == alone.fingerprint
+  assert split.train.spec.dataset_names == ("wide",) and split.fingerprint == alone.fingerprint
+  assert split.train.sizes == alone.train.sizes
 
 
 def test_a_mixture_trains_the_same_twice(dataset, other, tmp_path):
@@ -94,14 +100,17 @@ def test_statistics_are_of_the_training_episodes_alone(dataset):
 @pytest.mark.parametrize("file_format", statistics.FORMATS)
 def test_statistics_of_another_frameworks_file(dataset, tmp_path, file_format):
   path = tmp_path / "stats.json"
-  made = {
-    name: normal
-    for name, normal in inputs.load(data(dataset)).train._sources[0].statistics().items()
-  }
+  made = inputs.load(data(dataset)).train._sources[0].statistics()
   made["actions"] = made["actions"]._replace(mean=made["actions"].mean + 1)
   statistics.write(path, made, file_format)
   split = inputs.load(data(dataset, statistics=str(path)))
-  np.testing.assert_array_equal(split.statistics["actions"]["mean"][0], made["actions"].mean)
+  for name in ("mean", "min", "max"):
+    np.testing.assert_array_equal(
+      split.statistics["actions"][name][0], getattr(made["actions"], name)
+    )
+  path.write_text("{}")
+  with pytest.raises(ValueError, match="stats.json: neither openpi's"):
+    inputs.load(data(dataset, statistics=str(path)))
 
 
 def test_unscaled_dimensions_leave_the_mask(dataset):
@@ -123,6 +132,10 @@ def test_unreadable_episodes_are_listed(tmp_path, capsys):
   said = capsys.readouterr().out
   assert "left out 1 of 8 episodes; the first: " in said and "is nan at step 19" in said
   whole = inputs.load(data(tiny.write_dataset(tmp_path / "good")))
+  config = tiny.run_config("tokenizer", bad, data={"on_error": "skip"}, steps=1)
+  loop.train(config, tmp_path / "run")
+  listed = json.loads((tmp_path / "run/skipped.json").read_text())
+  assert list(listed) == [""] and "is nan at step 19" in listed[""][0] and len(listed[""]) == 1
   lost = len(whole.train) + len(whole.validation) - len(split.train) - len(split.validation)
   assert lost == 20
 
@@ -135,7 +148,7 @@ def test_unreadable_episodes_are_listed(tmp_path, capsys):
     ({"unscaled": ("grip",)}, "unscaled holds 'grip'; the actions are action_0"),
     ({"actions": ("action_1",)}, "'action_0' is not among those wanted"),
     ({"validation_fraction": 0.0}, "validation_fraction is 0"),
-    ({"split": "train[:1%]"}, "holds no records|no task has 2 episodes"),
+    ({"split": "train[:1%]"}, "holds no records|only 1 episode"),
     ({"cameras": ("top=observation/image",)}, "no feature 'steps/observation/image'"),
   ],
 )
@@ -152,6 +165,8 @@ def test_data_that_does_not_fit(dataset, changes, message):
     ({"stride": 0}, "stride is 0"),
     ({"idle_below": -1.0}, "idle_below is -1"),
     ({"image_size": (64,)}, "image_size is"),
+    ({"mixture": {"a": 3}}, "config.data.mixture.a is 3; it holds the keys that differ"),
+    ({"mixture": {"a": {"stride": 0}}}, "config.data.mixture.a.stride is 0"),
     ({"mixture": {"a": {"weight": 0.0}}}, "every dataset of config.data.mixture has weight 0"),
     ({"mixture": {"a": {"weight": 1.0}, "b": {}}}, "mixture.b has no weight"),
     (
@@ -163,3 +178,49 @@ def test_data_that_does_not_fit(dataset, changes, message):
 def test_configurations_that_contradict_themselves(changes, message):
   with pytest.raises(ValueError, match=message):
     data("somewhere", **changes)
+
+
+def test_a_policy_with_cameras_is_refused_before_anything_is_read():
+  with pytest.raises(ValueError, match="config.data.cameras has top=x; policies are trained from"):
+    tiny.run_config("policy", "nowhere", data={"cameras": ("top=x",)})
+
+
+def test_processes_that_read_other_data_stop(dataset, tmp_path, monkeypatch):
+  real = loop.multihost_utils.process_allgather
+  other = lambda number: np.append(real(number), number + 1)
+  monkeypatch.setattr(loop.multihost_utils, "process_allgather", other)
+  with pytest.raises(ValueError, match="this process read dataset .*, others read something else"):
+    loop.train(tiny.run_config("tokenizer", dataset), tmp_path / "run")
+  assert not (tmp_path / "run").exists()
+
+
+def test_a_mixture_that_was_moved_goes_on(dataset, other, tmp_path):
+  def config(folder, **changes):
+    both = {name: {"path": str(folder / name)} for name in ("a", "b")}
+    return tiny.run_config("tokenizer", "", data={"path": "", "mixture": both}, **changes)
+
+  for name, path in (("a", dataset), ("b", other)):
+    shutil.copytree(path, tmp_path / "here" / name)
+  loop.train(config(tmp_path / "here"), tmp_path / "run")
+  before = models.digest(models.load(tmp_path / "run"))
+  (tmp_path / "here").rename(tmp_path / "there")
+  loop.train(config(tmp_path / "there"), tmp_path / "run")
+  assert models.digest(models.load(tmp_path / "run")) == before
+
+
+def test_a_policys_data_must_be_its_tokenizers(dataset, other, tmp_path):
+  both = {"a": {"path": str(dataset)}, "b": {"path": str(other)}}
+  changes = {"path": "", "mixture": both}
+  loop.train(tiny.run_config("tokenizer", "", data=changes, steps=1), tmp_path / "tokenizer")
+  turned = {"path": "", "mixture": dict(reversed(both.items()))}
+  config = tiny.run_config("policy", "", data=turned, tokenizer=tmp_path / "tokenizer")
+  with pytest.raises(ValueError, match="has dataset_names"):
+    loop.train(config, tmp_path / "policy")
+
+
+def test_windows_reach_workers_as_paths_not_copies(dataset):
+  windows = inputs.load(data(dataset)).train
+  sent = cloudpickle.dumps(windows._sources[0]._episodes)  # as grain sends them
+  assert len(sent) < 3000 < windows._sources[0]._episodes.states_LS.nbytes
+  back = pickle.loads(sent)
+  np.testing.assert_array_equal(back.states_LS, windows._sources[0]._episodes.states_LS)

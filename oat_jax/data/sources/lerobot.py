@@ -20,6 +20,7 @@ from oat_jax.data.sources import _video
 
 try:
   import pyarrow
+  import pyarrow.compute
   import pyarrow.parquet
 except ImportError as error:
   raise sources.missing("pyarrow") from error
@@ -187,11 +188,21 @@ def _values(dataset: _lerobot_meta.Dataset, column: str, table: Any) -> np.ndarr
   shape = tuple(dataset.features[column]["shape"])
   if column not in table.column_names:
     raise ValueError(f"there is no column '{column}'; there are {', '.join(table.column_names)}")
-  values = table[column].combine_chunks()
-  while hasattr(values.type, "value_type"):  # lists, of lists in two dimensions
-    values = values.flatten()
+  values, size = table[column].combine_chunks(), int(np.prod(shape))
+  nested = hasattr(getattr(values.type, "value_type", None), "value_type")
+  widths, lists = list(shape) if nested else [size], 1  # lists of one step, level by level
+  while hasattr(values.type, "value_type"):
+    width = widths.pop(0) if widths else 1
+    lengths = np.asarray(pyarrow.compute.list_value_length(values).fill_null(0))  # pyright: ignore
+    wrong = np.flatnonzero(lengths != width)
+    if len(wrong):  # whatever the total is: values would move to other steps
+      raise ValueError(
+        f"'{column}' holds a list of {lengths[wrong[0]]}, not {width}, at step"
+        f" {wrong[0] // lists}; info.json says {list(shape)} a step"
+      )
+    values, lists = values.flatten(), lists * width
   flat = np.asarray(values.to_numpy(zero_copy_only=False), np.float32)
-  if flat.size != len(table) * int(np.prod(shape)):
+  if flat.size != len(table) * size:
     raise ValueError(
       f"'{column}' holds {flat.size} values in {len(table)} steps; info.json says {list(shape)} a"
       " step"

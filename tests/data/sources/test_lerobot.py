@@ -167,10 +167,11 @@ def test_seeking_finds_every_frame(tmp_path):
     assert [foreign.number(frame) for frame in frames] == [first, first + 1][: 60 - first]
 
 
-def change_table(root, column, values, file=0):
+def change_table(root, column, values, file=0, kind=None):
   path = root / f"data/chunk-000/file-{file:03d}.parquet"
   table = pq.read_table(path)
   field = table.schema.field(column)
+  field = field if kind is None else field.with_type(kind)
   array = pyarrow.array(values, field.type)
   table = table.set_column(table.column_names.index(column), field, array)
   pq.write_table(table, path)
@@ -188,6 +189,21 @@ def null(root):
   actions = pq.read_table(path)["action"].to_pylist()
   actions[6] = None
   change_table(root, "action", actions)
+
+
+def uneven(root):
+  """As many values as there should be, in other steps."""
+  path = root / "data/chunk-000/file-000.parquet"
+  actions = pq.read_table(path)["action"].to_pylist()
+  actions[5].append(actions[6].pop(0))
+  change_table(root, "action", actions, kind=pyarrow.list_(pyarrow.float32()))
+
+
+def uneven_within(root):
+  path = root / "data/chunk-000/file-000.parquet"
+  poses = pq.read_table(path)["observation.pose"].to_pylist()
+  poses[7] = [poses[7][0][:1], poses[7][0][1:] + poses[7][1]]
+  change_table(root, "observation.pose", poses)
 
 
 def rows_gone(root):
@@ -217,7 +233,9 @@ def no_image(root):
 
 BAD = {
   nan: "'action' is nan at step 2, dimension 3",
-  null: r"'action' holds 20 values in 6 steps; info.json says \[4\]",
+  null: r"'action' holds a list of 0, not 4, at step 2; info.json says \[4\] a step",
+  uneven: r"'action' holds a list of 5, not 4, at step 1; info.json says \[4\] a step",
+  uneven_within: r"'observation.pose' holds a list of 1, not 3, at step 3; info.json says \[2, 3\]",
   rows_gone: "there are 5 rows of it, but meta says 6",
   no_rows: "file-000.parquet: no row belongs to it",
   frame_gone: "'frame_index' is 3 at step 2",
