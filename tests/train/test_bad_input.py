@@ -67,8 +67,8 @@ def test_actions_that_are_no_numbers(bad, tmp_path):
 
 
 def test_fewer_episodes_than_the_split_needs(tmp_path):
-  data = tiny.write_dataset(tmp_path / "data", episodes=1)
-  refused_run("tokenizer", data, tmp_path / "run", "validation_fraction", "2 episodes in 2 tasks")
+  data = tiny.write_dataset(tmp_path / "data", episodes=1, tasks=("lift",))
+  refused_run("tokenizer", data, tmp_path / "run", "validation_fraction", "only 1 episode")
 
 
 def test_fewer_windows_than_a_batch_needs(dataset, tmp_path):
