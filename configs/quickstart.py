@@ -3,7 +3,7 @@
   python launch/quickstart.py --config=configs/quickstart.py:mt4 --out=runs/quickstart
 
 Variants (the part behind the colon), on two CPU cores:
-  mt4       20 minutes; solved 83 of 100 unseen goals with 8 tokens
+  mt4       18 minutes; solved 86 of 100 unseen goals with 8 tokens
   mt4_long  29 minutes: more demonstrations, longer training; 90 of 100
   mini      1 minute: a few episodes and steps, to see every stage run; learns nothing
 """

@@ -9,7 +9,7 @@ Variants (the part behind the colon):
   published  sizes and optimiser of the paper (arXiv 2602.04215), in float32; chunk 32
 
 On 400 demonstrations a task, mt4 takes 5 minutes on two CPU cores; its held-out error falls from
-0.072 with 1 token to 0.024 with 8, and 860 of the 1000 codes are used. bridge was run on 25
+0.071 with 1 token to 0.023 with 8, and 850 of the 1000 codes are used. bridge was run on 25
 episodes only, which say nothing about its quality. published has not been run to its end.
 """
 

@@ -108,21 +108,21 @@ def _images(root: pathlib.Path, repeats: int, batches: int) -> dict[str, float]:
     for name, call in (("decoder", decoder), (0, lambda: next(streams[0]))):
       blocks[name].append(rows / clock.cost(call, 4, warm_up=1).cpu_s)
   shares = [mine / ceiling for ceiling, mine in zip(blocks["decoder"], blocks[0])]
-  rates: dict[int, list[float]] = {1: [], 2: []}
+  walls: dict[int, list[float]] = {1: [], 2: []}
   for _ in range(5):
-    for n in rates:
-      read_ahead = clock.cost(lambda n=n: next(streams[n]), repeats, warm_up=10)
-      rates[n].append(rows / read_ahead.wall_s)
-  rate = {n: statistics.median(values) for n, values in rates.items()}
+    for n, values in walls.items():
+      values.append(clock.cost(lambda n=n: next(streams[n]), repeats, warm_up=10).wall_s)
   decoded = statistics.median(blocks["decoder"])
   figures = {
     "data_images_decoder_images_per_cpu_s": per_window * decoded,
     "data_images_decoder_windows_per_cpu_s": decoded,
     "data_images_windows_per_cpu_s": statistics.median(blocks[0]),
     "data_images_share_of_decoder": statistics.median(shares),
-    "data_images_threads1_windows_per_wall_s": rate[1],
-    "data_images_threads2_windows_per_wall_s": rate[2],
-    "data_images_threads2_over_threads1": rate[2] / rate[1],
+    "data_images_threads1_windows_per_wall_s": rows / statistics.median(walls[1]),
+    "data_images_threads2_windows_per_wall_s": rows / statistics.median(walls[2]),
+    "data_images_threads2_over_threads1": statistics.median(
+      one / two for one, two in zip(walls[1], walls[2])
+    ),
   }
   stream = pipeline.make_pipeline(windows, batch_size=4, seed=1, threads=1)
   return figures | _growth("data_images", stream, batches)
