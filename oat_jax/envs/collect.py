@@ -17,6 +17,7 @@ import numpy as np
 from tensorflow_datasets import features as tfds_features
 import tqdm
 
+from oat_jax.data import shards
 from oat_jax.data import write
 from oat_jax.envs import env as env_lib
 from oat_jax.envs import process
@@ -317,19 +318,8 @@ def _finished(out: pathlib.Path, request: dict[str, Any]) -> dict[str, dict[str,
   if not (out / _FILE).exists():
     raise FileExistsError(f"{out} holds something that is not a collection; choose another --out")
   collection = json.loads((out / _FILE).read_text())
-  _same(out, collection["request"], request)
+  shards.check_same(out, collection["request"], request)
   return collection["totals"]
-
-
-def _same(where: pathlib.Path, there: dict[str, Any], asked: dict[str, Any]) -> None:
-  differing = [key for key in sorted({*there, *asked}) if there.get(key) != asked.get(key)]
-  if differing:
-    words = "; ".join(
-      f"{key} {there.get(key)!r} there, {asked.get(key)!r} asked for" for key in differing
-    )
-    raise FileExistsError(
-      f"{where} holds another collection: {words}. Choose another --out, or delete it"
-    )
 
 
 @contextlib.contextmanager
@@ -353,7 +343,7 @@ def _claim(out: pathlib.Path, request: dict[str, Any]) -> Iterator[pathlib.Path]
       raise FileExistsError(f"{out} was just finished by another process")
     path = partial / _REQUEST
     if path.exists():
-      _same(partial, json.loads(path.read_text()), request)
+      shards.check_same(partial, json.loads(path.read_text()), request)
     else:
       scratch = path.with_suffix(".writing")
       scratch.write_text(json.dumps(request, indent=2) + "\n")

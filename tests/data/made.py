@@ -17,6 +17,8 @@ tfds = pytest.importorskip("tensorflow_datasets", reason="the extra `train` is n
 from array_record.python import array_record_module  # noqa: E402
 from tensorflow_datasets.core import example_serializer  # noqa: E402
 
+from oat_jax.data import directory as directory_lib  # noqa: E402
+from oat_jax.data import episode  # noqa: E402
 from oat_jax.data import records  # noqa: E402
 from oat_jax.data import rlds  # noqa: E402
 from oat_jax.data import standardize  # noqa: E402
@@ -201,6 +203,13 @@ def write(directory, features, shards, file_format="tfrecord"):
   info = {"name": "made", "fileFormat": file_format, "splits": entries, "version": "1.0.0"}
   (directory / "dataset_info.json").write_text(json.dumps(info))
   return paths
+
+
+def wanted_small(path):
+  """What `SMALL` wants of `small`, written to a directory, and a record of 4 steps."""
+  features, payloads = small()
+  write(path, features, [payloads])
+  return episode.wanted(directory_lib.open_directory(path), SMALL), payloads[2]
 
 
 def edit_json(path, **changes):

@@ -16,10 +16,7 @@ STATE, TOP, ACTION = "steps/observation/state", "steps/observation/top", "steps/
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
   """What `made.SMALL` wants of `made.small`, and a record of 4 steps."""
-  path = tmp_path_factory.mktemp("small")
-  features, payloads = made.small()
-  made.write(path, features, [payloads])
-  return episode.wanted(directory.open_directory(path), made.SMALL), payloads[2]
+  return made.wanted_small(tmp_path_factory.mktemp("small"))
 
 
 @pytest.fixture(scope="module")

@@ -90,10 +90,7 @@ def damage(data, changes):
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
   """What `made.SMALL` wants, and a record."""
-  path = tmp_path_factory.mktemp("small")
-  features, payloads = made.small()
-  made.write(path, features, [payloads])
-  return episode.wanted(directory.open_directory(path), made.SMALL), payloads[2]
+  return made.wanted_small(tmp_path_factory.mktemp("small"))
 
 
 @pytest.fixture(scope="module")
