@@ -119,10 +119,12 @@ def _standard(dataset: config_lib.Dataset, images: bool) -> standardize.Standard
 def _statistics(
   dataset: config_lib.Dataset, windows: windows_lib.Windows, layout: windows_lib.Layout
 ) -> dict[str, normalization.Statistics]:
-  found = windows.statistics()
-  if dataset.statistics:
+  own = windows.own_statistics()
+  if not dataset.statistics:
+    found = windows.statistics(own)
+  else:
     try:
-      found = windows.statistics(statistics_lib.read(dataset.statistics, windows.own_statistics()))
+      found = windows.statistics(statistics_lib.read(dataset.statistics, own))
     except ValueError as error:
       where = "" if dataset.statistics in str(error) else f"{dataset.statistics}: "
       raise ValueError(f"{where}{error}") from error

@@ -212,6 +212,13 @@ def wanted_small(path):
   return episode.wanted(directory_lib.open_directory(path), SMALL), payloads[2]
 
 
+def open_everything(path):
+  """`everything`, written to a directory: that directory, the payloads and the standard."""
+  features, payloads, standard = everything()
+  write(path, features, [payloads])
+  return directory_lib.open_directory(path), payloads, standard
+
+
 def edit_json(path, **changes):
   path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 

@@ -21,10 +21,8 @@ def small(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def every(tmp_path_factory):
-  path = tmp_path_factory.mktemp("every")
-  features, payloads, standard = made.everything()
-  made.write(path, features, [payloads])
-  return directory.open_directory(path), payloads[2], standard
+  opened, payloads, standard = made.open_everything(tmp_path_factory.mktemp("every"))
+  return opened, payloads[2], standard
 
 
 def floats(features, name, place, value):

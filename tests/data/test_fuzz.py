@@ -18,7 +18,6 @@ import made
 import numpy as np
 import pytest
 
-from oat_jax.data import directory
 from oat_jax.data import episode
 from oat_jax.data import images
 from oat_jax.data import tfrecord
@@ -95,10 +94,8 @@ def small(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def every(tmp_path_factory):
-  path = tmp_path_factory.mktemp("every")
-  features, payloads, standard = made.everything()
-  made.write(path, features, [payloads])
-  return episode.wanted(directory.open_directory(path), standard), payloads
+  opened, payloads, standard = made.open_everything(tmp_path_factory.mktemp("every"))
+  return episode.wanted(opened, standard), payloads
 
 
 def read_all(payload):
