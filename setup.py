@@ -21,6 +21,7 @@ EXTRAS = {
     "etils[epath]>=1.9",
     "google-crc32c>=1.6",
     "opencv-python-headless>=4.10",
+    "tokenizers>=0.21",
     "tensorboardX>=2.6",
     "matplotlib>=3.9",
   ],

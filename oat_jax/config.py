@@ -44,16 +44,26 @@ def freeze_model(values: Mapping[str, Any], modules: Mapping[str, str]) -> tuple
   """Returns (module, its frozen `Config`) of the model that `values["name"]` names.
 
   Args:
-    values: of the model's own `Config`, plus `name`.
+    values: of the model's own `Config`, plus `name`: a key of `modules`, or a module's dotted path.
     modules: importable module by name.
 
   Raises:
-    ValueError: an unknown name, or values that do not fit.
+    ValueError: an unknown name, a module without Config and make, or values that do not fit.
   """
   rest = dict(values)
   name = rest.pop("name", "")
-  choose(name, modules, "config.model.name")
-  module = importlib.import_module(modules[name])
+  if "." not in name:
+    choose(name, modules, "config.model.name")
+  path = modules.get(name, name)
+  try:
+    module = importlib.import_module(path)
+  except ModuleNotFoundError as error:
+    if not f"{path}.".startswith(f"{error.name}."):
+      raise  # the module is there, and what it imports is not
+    raise ValueError(f"config.model.name is '{name}', but there is no module {path}") from error
+  missing = [part for part in ("Config", "make") if not hasattr(module, part)]
+  if missing:
+    raise ValueError(f"config.model.name is '{name}', but {path} has no {missing[0]}")
   return module, freeze(module.Config, rest, "config.model")
 
 

@@ -59,6 +59,7 @@ ONLY_IN = {
   "grain": {"data.pipeline"},
   "jax": {"nn", "tokenizers", "perception", "policies", "parallel", "train", "study", "bench"},
   "tensorboardX": {"train.metrics"},
+  "tokenizers": {"tokenizers.fast"},
   "tensorflow_datasets": {"data.directory", "data.write", "data.sources", "envs.collect", "bench"},
   "h5py": {"data.sources._hdf5"},
   "pyarrow": {"data.sources.lerobot", "data.sources._lerobot_meta"},

@@ -150,23 +150,37 @@ def make(config: Config, spec: BatchSpec, statistics: Any, tokenizer: Tokenizer 
     logits_BNV = apply(params, *observed(params, batch), shifted_BN, deterministic, rngs=rngs)
     return logits_BNV, tokens_BN
 
-  def loss(params, batch, key):
-    """Mean cross-entropy over the tokens."""
-    logits_BNV, tokens_BN = teacher_forced(params, batch, False, key)
+  def said(tokens_BN):
+    """Where tokens count: all, or those up to the first pad, which ends the sequence."""
+    if tokenizer.pad_id is None:
+      return jnp.ones(tokens_BN.shape, jnp.float32)
+    pad_BN = (tokens_BN == tokenizer.pad_id).astype(jnp.float32)
+    return (jnp.cumsum(pad_BN, 1) - pad_BN == 0).astype(jnp.float32)
+
+  def scores(logits_BNV, tokens_BN):
+    """Returns cross-entropy and accuracy of every token, and which count, all (B, N)."""
     cross_entropy_BN = optax.softmax_cross_entropy_with_integer_labels(logits_BNV, tokens_BN)
-    accuracy_N = jnp.mean(jnp.argmax(logits_BNV, -1) == tokens_BN, axis=0)
-    return cross_entropy_BN.mean(), {
-      "token_accuracy": accuracy_N.mean(),
-      "first_token_accuracy": accuracy_N[0],
+    right_BN = (jnp.argmax(logits_BNV, -1) == tokens_BN).astype(jnp.float32)
+    said_BN = said(tokens_BN)
+    return cross_entropy_BN * said_BN, right_BN * said_BN, said_BN
+
+  def loss(params, batch, key):
+    """Mean cross-entropy over the tokens, up to the first pad where lengths vary."""
+    logits_BNV, tokens_BN = teacher_forced(params, batch, False, key)
+    cross_entropy_BN, right_BN, said_BN = scores(logits_BNV, tokens_BN)
+    return cross_entropy_BN.sum() / said_BN.sum(), {
+      "token_accuracy": right_BN.sum() / said_BN.sum(),
+      "first_token_accuracy": right_BN[:, 0].mean(),
     }
 
   def evaluate(params, batch):
     """Teacher-forced `cross_entropy`, `token_accuracy`; greedy `chunk_mse` of 1..N tokens: (B, N).
 
-    Chunk errors are on normalised actions over valid steps, as the tokenizer's own.
+    Chunk errors are on normalised actions over valid steps, as the tokenizer's own. Behind the
+    first pad, which ends a sequence where lengths vary, cross-entropy and accuracy are 0.
     """
     logits_BNV, tokens_BN = teacher_forced(params, batch, True)
-    cross_entropy_BN = optax.softmax_cross_entropy_with_integer_labels(logits_BNV, tokens_BN)
+    cross_entropy_BN, right_BN, _ = scores(logits_BNV, tokens_BN)
     _, info = act(params, batch, jax.random.key(0), N, Sampling())
     inner = params["tokenizer"]
 
@@ -176,14 +190,14 @@ def make(config: Config, spec: BatchSpec, statistics: Any, tokenizer: Tokenizer 
 
     return {
       "cross_entropy": cross_entropy_BN,
-      "token_accuracy": (jnp.argmax(logits_BNV, -1) == tokens_BN).astype(jnp.float32),
+      "token_accuracy": right_BN,
       "chunk_mse": jax.lax.map(error, jnp.arange(1, N + 1)).T,
     }
 
   def act(params, batch, key, num_tokens=None, sampling=Sampling()):
     num_tokens = N if num_tokens is None else num_tokens
     tokenizer_lib.check_num_tokens(num_tokens, N)
-    num_tokens = jnp.clip(num_tokens, 1, N)
+    num_tokens = tokenizer_lib.budget(tokenizer, num_tokens)
     memory = apply(params, *observed(params, batch), method="memory")
     batch_size = batch["dataset"].shape[0]
 
@@ -202,7 +216,7 @@ def make(config: Config, spec: BatchSpec, statistics: Any, tokenizer: Tokenizer 
       sampling=sampling,
     )
     actions_BCA = tokenizer.decode(params["tokenizer"], tokens_BN, num_tokens, batch["dataset"])
-    return actions_BCA, {"tokens_BN": tokens_BN}
+    return actions_BCA, {"tokens_BN": tokens_BN, "num_tokens": num_tokens}
 
   return Policy(
     init=init,

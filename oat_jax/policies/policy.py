@@ -49,7 +49,9 @@ class Policy(NamedTuple):
       held-out data.
     act: (params, batch, key, num_tokens=None, sampling=Sampling()) -> (actions_BCA, info). `batch`
       needs `observation`, `observation_mask` and `dataset` only. num_tokens, in 1 .. max_tokens,
-      may be traced; None means all. `info` holds `tokens_BN`, for a policy over tokens.
+      may be traced; None means all. For a policy over tokens `info` holds `tokens_BN` and the
+      `num_tokens` that were generated: fewer than asked for, where the tokenizer's prefixes end at
+      certain lengths only.
     prepare: (params, batch) -> {name: array} to be computed once for each training window and added
       to its batches (tokens of the frozen tokenizer), or None.
     spec: the batch that it was made for.

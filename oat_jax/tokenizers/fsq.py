@@ -38,6 +38,12 @@ def codes(token_ids: jax.Array, levels: Levels) -> jax.Array:
   return (digits - half) / half.astype(np.float32)
 
 
+def count_used(codes: jax.Array, levels: Levels) -> jax.Array:
+  """Returns how many different codes occur among grid points (..., D_l)."""
+  used_V = jnp.zeros(codebook_size(levels), bool).at[ids(codes, levels).reshape(-1)].set(True)
+  return jnp.sum(used_V)
+
+
 def _basis(levels: Levels) -> np.ndarray:
   return np.concatenate([[1], np.cumprod(levels[:-1])]).astype(np.int32)
 

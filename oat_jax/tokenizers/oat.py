@@ -6,7 +6,9 @@ tokens, the others replaced by a learned mask; because K is drawn anew for every
 the first token learns the coarse motion and later ones refine it.
 """
 
+from collections.abc import Sequence
 import dataclasses
+import itertools
 from typing import Any
 
 from flax import linen as nn
@@ -17,6 +19,7 @@ import numpy as np
 from oat_jax import config as config_lib
 from oat_jax.batch import BatchSpec
 from oat_jax.data import normalization
+from oat_jax.nn import chunk_decoder
 from oat_jax.nn import initializers
 from oat_jax.nn import linear
 from oat_jax.nn import partitioning
@@ -25,7 +28,10 @@ from oat_jax.tokenizers import fsq
 from oat_jax.tokenizers import tokenizer as tokenizer_lib
 from oat_jax.tokenizers.tokenizer import Tokenizer
 
-NESTED_DROPOUT = ("uniform", "powers_of_two")
+# How the latents that an example keeps in training are drawn: a prefix of uniform length, of a
+# power of two (as published), or of a length K with probability ~ 1 / K. Two ablations have no
+# order: random latents, as many as `uniform` keeps, and all of them.
+NESTED_DROPOUT = ("uniform", "powers_of_two", "power_law", "random_subsets", "none")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +40,10 @@ class Config:
 
   num_tokens: int = 8  # N
   levels: tuple[int, ...] = (8, 5, 5, 5)
+  # Sizes of blocks of registers that do not see each other inside a block, so that a policy can
+  # generate a block at once (arXiv 2607.21670), e.g. (1, 1, 2, 4); () is one register a block.
+  # Prefixes end at the ends of blocks.
+  blocks: tuple[int, ...] = ()
   width: int = 256  # D
   head_width: int = 64  # K
   encoder_layers: int = 2
@@ -43,11 +53,12 @@ class Config:
   # This many steps make one encoder token and one decoder query: shorter sequences, same chunk.
   patch: int = 1
   normalization: str = "min_max"
-  # K is uniform over 1..N, or over the powers of two up to N, as published.
   nested_dropout: str = "uniform"
   # This share of the examples keeps all tokens: the last ones, which only the longest prefixes
   # train, hardly come into use otherwise.
   keep_all: float = 0.0
+  # Prefixes drawn for each example, one from each M-th of the distribution; they share the encoder.
+  prefixes: int = 1  # M
   # Weight of the squared error of running sums, per dimension that is a displacement: there
   # correlated errors add up to a position error, which the plain loss does not see.
   cumulative_weight: float = 0.0
@@ -58,7 +69,7 @@ class Config:
     config_lib.choose(self.nested_dropout, NESTED_DROPOUT, "config.model.nested_dropout")
     config_lib.choose(self.dtype, ("float32", "bfloat16"), "config.model.dtype")
     counts = ("num_tokens", "width", "head_width", "encoder_layers", "decoder_layers")
-    for name in (*counts, "mlp_ratio", "patch"):
+    for name in (*counts, "mlp_ratio", "patch", "prefixes"):
       config_lib.at_least(getattr(self, name), 1, f"config.model.{name}")
     config_lib.between(self.dropout, 0, 0.99, "config.model.dropout")
     config_lib.between(self.keep_all, 0, 1, "config.model.keep_all")
@@ -73,6 +84,16 @@ class Config:
       )
     if min(self.levels, default=0) < 2:
       raise ValueError(f"config.model.levels is {self.levels}; every level must be at least 2")
+    if self.blocks and (min(self.blocks) < 1 or sum(self.blocks) != self.num_tokens):
+      raise ValueError(
+        f"config.model.blocks {self.blocks} must be positive sizes that add up to num_tokens "
+        f"{self.num_tokens}"
+      )
+
+  @property
+  def budgets(self) -> tuple[int, ...]:
+    """The prefix lengths: ends of blocks."""
+    return tuple(itertools.accumulate(self.blocks or (1,) * self.num_tokens))
 
 
 class Network(nn.Module):
@@ -83,27 +104,21 @@ class Network(nn.Module):
 
   def setup(self):
     c = self.config
-    D, N = c.width, c.num_tokens
-    P = self.spec.action_horizon // c.patch  # positions
+    D, C, A = c.width, self.spec.action_horizon, self.spec.action_dim
     heads, dtype = D // c.head_width, jnp.dtype(c.dtype)
-    stack = lambda layers, cross: transformer.Transformer(
-      layers, D, heads, c.mlp_ratio * D, cross=cross, dropout=c.dropout, dtype=dtype
-    )
-    # As large as what they are added to: latents whose positions the decoder cannot tell at first
-    # learn to say the same, and the later ones stay unused.
+    # As large as what they are added to; see `ChunkDecoder`.
     unit = initializers.normal(None, "embed", stddev=1.0)
     learned = lambda name, rows: self.param(name, unit, (rows, D))
     self.embed_actions = linear.Linear(D, dtype=dtype)
-    self.encoder_positions_PD = learned("encoder_positions", P)
-    self.registers_ND = learned("registers", N)
-    self.encoder = stack(c.encoder_layers, cross=False)
+    self.encoder_positions_PD = learned("encoder_positions", C // c.patch)
+    self.registers_ND = learned("registers", c.num_tokens)
+    self.encoder = transformer.Transformer(
+      c.encoder_layers, D, heads, c.mlp_ratio * D, dropout=c.dropout, dtype=dtype
+    )
     self.to_latent = linear.Linear(len(c.levels), "embed", None)
-    self.from_latent = linear.Linear(D, dtype=dtype)
-    self.latent_positions_ND = learned("latent_positions", N)
-    self.masked_1D = learned("masked_latent", 1)
-    self.queries_PD = learned("queries", P)
-    self.decoder = stack(c.decoder_layers, cross=True)
-    self.to_actions = linear.Linear(c.patch * self.spec.action_dim, "embed", None)
+    self.decoder = chunk_decoder.ChunkDecoder(
+      C, A, c.num_tokens, D, heads, c.decoder_layers, c.mlp_ratio * D, c.patch, c.dropout, dtype
+    )
 
   def encode(self, actions_BCA, action_mask_BC, deterministic=True):
     """Returns unquantised latents (B, N, D_l). Steps that the mask hides have no influence."""
@@ -119,42 +134,70 @@ class Network(nn.Module):
     x_BTD = partitioning.constrain(jnp.concatenate([x_BPD, registers_BND], 1), "batch", None, None)
     visible_BP = action_mask_BC.reshape(B, P, c.patch).any(-1)
     columns_BT = jnp.concatenate([visible_BP, jnp.ones((B, N), bool)], 1)
-    mask_BTT = jnp.asarray(register_mask(P, N))[None] & columns_BT[:, None]
+    mask_BTT = jnp.asarray(register_mask(P, c.budgets))[None] & columns_BT[:, None]
     x_BND, _ = self.encoder(x_BTD, mask_BTT, rows=N, deterministic=deterministic)
     return self.to_latent(x_BND.astype(jnp.float32))
 
-  def decode(self, codes_BNL, num_tokens_B, deterministic=True):
-    """Returns normalised actions (B, C, A) from the first `num_tokens_B` codes of each row."""
-    c = self.config
-    B, N, _ = codes_BNL.shape
-    P = self.queries_PD.shape[0]
-    x_BND = self.from_latent(codes_BNL) + self.latent_positions_ND
-    kept_BN1 = (jnp.arange(N) < num_tokens_B[:, None])[..., None]
-    x_BND = jnp.where(kept_BN1, x_BND, self.masked_1D.astype(x_BND.dtype))
-    queries_BPD = self.queries_PD[None].astype(x_BND.dtype)
-    # Dropout masks differ by row, so the rows part here already.
-    if c.dropout and not deterministic:
-      queries_BPD = jnp.broadcast_to(queries_BPD, (B, P, c.width))
-    causal_1PP = jnp.tril(jnp.ones((P, P), bool))[None]
-    memory = self.decoder.memory(partitioning.constrain(x_BND, "batch", None, None))
-    x_BPD, _ = self.decoder(queries_BPD, causal_1PP, memory=memory, deterministic=deterministic)
-    return self.to_actions(x_BPD.astype(jnp.float32)).reshape(B, P * c.patch, -1)
+  def decode(self, codes_BNL, kept_BN, deterministic=True):
+    """Returns normalised actions (B, C, A) from the codes where `kept_BN` is true."""
+    return self.decoder(codes_BNL, kept_BN, deterministic)
 
-  def __call__(self, actions_BCA, action_mask_BC, num_tokens_B, deterministic=True):
-    """Returns (reconstruction_BCA, codes_BNL) in normalised units."""
+  def __call__(self, actions_BCA, action_mask_BC, kept_BMN, deterministic=True):
+    """Returns (reconstructions_BMCA, codes_BNL) in normalised units, M for each chunk."""
     codes_BNL = fsq.quantize(
       self.encode(actions_BCA, action_mask_BC, deterministic), self.config.levels
     )
-    return self.decode(codes_BNL, num_tokens_B, deterministic), codes_BNL
+    B, M, N = kept_BMN.shape
+    many_BMNL = jnp.broadcast_to(codes_BNL[:, None], (B, M, *codes_BNL.shape[1:]))
+    x_XCA = self.decode(many_BMNL.reshape(B * M, N, -1), kept_BMN.reshape(B * M, N), deterministic)
+    return x_XCA.reshape(B, M, *x_XCA.shape[1:]), codes_BNL
 
 
-def register_mask(num_positions: int, num_registers: int) -> np.ndarray:
-  """(T, T): actions see actions; register i sees all actions and registers up to i."""
-  P, N = num_positions, num_registers
+def register_mask(num_positions: int, budgets: Sequence[int]) -> np.ndarray:
+  """(T, T): actions see actions; a register sees all actions, the blocks before its own and itself.
+
+  Args:
+    num_positions: P, actions (or patches of them) before the registers.
+    budgets: ends of the blocks of registers, ascending.
+  """
+  P, N = num_positions, budgets[-1]
+  block_N = np.searchsorted(budgets, np.arange(N), side="right")
   mask_TT = np.zeros((P + N, P + N), bool)
   mask_TT[:, :P] = True
-  mask_TT[P:, P:] = np.tril(np.ones((N, N), bool))
+  mask_TT[P:, P:] = (block_N[None] < block_N[:, None]) | np.eye(N, dtype=bool)
   return mask_TT
+
+
+def budget_shares(config: Config) -> np.ndarray:
+  """Returns the probability with which training keeps each of `config.budgets`."""
+  budgets = np.asarray(config.budgets)
+  shares = {
+    "uniform": np.ones(len(budgets)),
+    "random_subsets": np.ones(len(budgets)),
+    "powers_of_two": (budgets & (budgets - 1) == 0).astype(float),
+    "power_law": 1 / budgets,
+    "none": (budgets == config.num_tokens).astype(float),
+  }[config.nested_dropout]
+  if not shares.any():
+    raise ValueError(f"no prefix length of {budgets.tolist()} is a power of two")
+  shares = (1 - config.keep_all) * shares / shares.sum()
+  shares[-1] += config.keep_all
+  return shares
+
+
+def draw_kept(config: Config, key: jax.Array, batch_size: int) -> jax.Array:
+  """Draws which latents each example keeps: bool (B, M, N)."""
+  M, N = config.prefixes, config.num_tokens
+  key_budget, key_subset = jax.random.split(key)
+  # Stratified: the m-th prefix of an example comes from the m-th part of the distribution.
+  u_BM = (jnp.arange(M) + jax.random.uniform(key_budget, (batch_size, M))) / M
+  ends = np.cumsum(budget_shares(config))[:-1]
+  num_tokens_BM = jnp.asarray(config.budgets)[jnp.sum(u_BM[..., None] >= ends, -1)]
+  if config.nested_dropout == "random_subsets":
+    order_BMN = jnp.argsort(jax.random.uniform(key_subset, (batch_size, M, N)), -1)
+  else:
+    order_BMN = jnp.arange(N)
+  return order_BMN < num_tokens_BM[..., None]
 
 
 def make(config: Config, spec: BatchSpec, statistics: tokenizer_lib.Statistics | None) -> Tokenizer:
@@ -167,14 +210,12 @@ def make(config: Config, spec: BatchSpec, statistics: tokenizer_lib.Statistics |
       f"config.model.cumulative_dims {config.cumulative_dims} leaves 0..{spec.action_dim - 1}, "
       "the action's dimensions"
     )
+  budget_shares(config)
   network = Network(config, spec)
-  budgets = list(range(1, N + 1))
-  if config.nested_dropout == "powers_of_two":
-    budgets = [K for K in budgets if K & (K - 1) == 0]
   sample = (
     jnp.zeros((1, C, spec.action_dim)),
     jnp.ones((1, C), bool),
-    jnp.full((1,), N, jnp.int32),
+    jnp.ones((1, 1, N), bool),
   )
 
   def init(key):
@@ -198,61 +239,33 @@ def make(config: Config, spec: BatchSpec, statistics: tokenizer_lib.Statistics |
     return fsq.ids(codes_BNL, config.levels)
 
   def decode(params, tokens_BN, num_tokens, dataset_B=None):
-    codes_BNL = fsq.codes(
-      jnp.clip(tokens_BN, 0, fsq.codebook_size(config.levels) - 1), config.levels
-    )
-    num_tokens_B = jnp.broadcast_to(jnp.clip(num_tokens, 1, N), tokens_BN.shape[:1])
-    x_BCA = apply(params, codes_BNL, num_tokens_B, method="decode")
+    kept_BN = jnp.broadcast_to(jnp.arange(N) < num_tokens, tokens_BN.shape)
+    x_BCA = apply(params, fsq.codes(tokens_BN, config.levels), kept_BN, method="decode")
     return tokenizer_lib.denormalize(params["statistics"], x_BCA, dataset_B)
 
   def loss(params, batch, key):
-    """Masked mean squared error of normalised actions; one K an example."""
-    key_budget, key_dropout = jax.random.split(key)
+    """Masked mean squared error of normalised actions, over M prefixes of each example."""
+    key_kept, key_dropout = jax.random.split(key)
     target_BCA = tokenizer_lib.normalize(params["statistics"], batch["actions"], batch["dataset"])
-    num_tokens_B = jax.random.choice(key_budget, jnp.asarray(budgets), target_BCA.shape[:1])
-    if config.keep_all:
-      key_all = jax.random.fold_in(key_budget, 1)
-      all_B = jax.random.bernoulli(key_all, config.keep_all, num_tokens_B.shape)
-      num_tokens_B = jnp.where(all_B, N, num_tokens_B)
-    predicted_BCA, codes_BNL = apply(
+    predicted_BMCA, codes_BNL = apply(
       params,
       target_BCA,
       batch["action_mask"],
-      num_tokens_B,
+      draw_kept(config, key_kept, target_BCA.shape[0]),
       deterministic=config.dropout == 0,
       rngs={"dropout": key_dropout},
     )
-    mask_BCA = tokenizer_lib.valid(batch)
-    error_BCA = jnp.where(mask_BCA, predicted_BCA - target_BCA, 0)
-    mse = jnp.sum(jnp.square(error_BCA)) / jnp.sum(mask_BCA)
-    aux = {"mse": mse}
-    total = mse
-    if config.cumulative_weight:
-      dims = np.asarray(config.cumulative_dims)
-      drift_BCA = jnp.where(mask_BCA[..., dims], jnp.cumsum(error_BCA[..., dims], axis=1), 0)
-      aux["cumulative_mse"] = jnp.sum(jnp.square(drift_BCA)) / jnp.sum(mask_BCA[..., dims])
-      total = mse + config.cumulative_weight * aux["cumulative_mse"]
-    ids_BN = fsq.ids(codes_BNL, config.levels)
-    used_V = jnp.zeros(fsq.codebook_size(config.levels), bool).at[ids_BN.reshape(-1)].set(True)
-    return total, aux | {"codes_in_batch": jnp.sum(used_V)}
-
-  def evaluate(params, batch):
-    """`mse` (B, N) of normalised actions decoded from the first 1..N tokens; `tokens` (B, N)."""
-    target_BCA = tokenizer_lib.normalize(params["statistics"], batch["actions"], batch["dataset"])
-    codes_BNL = fsq.quantize(
-      apply(params, target_BCA, batch["action_mask"], method="encode"), config.levels
-    )
-
-    def error(num_tokens):
-      num_tokens_B = jnp.full(codes_BNL.shape[:1], num_tokens)
-      x_BCA = apply(params, codes_BNL, num_tokens_B, method="decode")
-      actions_BCA = tokenizer_lib.denormalize(params["statistics"], x_BCA, batch["dataset"])
-      return tokenizer_lib.chunk_mse(params["statistics"], batch, actions_BCA)
-
-    return {
-      "mse": jax.lax.map(error, jnp.arange(1, N + 1)).T,
-      "tokens": fsq.ids(codes_BNL, config.levels),
-    }
+    target_BMCA, mask_BMCA = target_BCA[:, None], tokenizer_lib.valid(batch)[:, None]
+    mask_BMCA = jnp.broadcast_to(mask_BMCA, predicted_BMCA.shape)
+    mse = tokenizer_lib.masked_mse(predicted_BMCA, target_BMCA, mask_BMCA)
+    aux = {"mse": mse, "codes_in_batch": fsq.count_used(codes_BNL, config.levels)}
+    if not config.cumulative_weight:
+      return mse, aux
+    dims = np.asarray(config.cumulative_dims)
+    error_BMCA = jnp.where(mask_BMCA, predicted_BMCA - target_BMCA, 0)[..., dims]
+    sums_BMCA = jnp.cumsum(error_BMCA, axis=2)
+    aux["cumulative_mse"] = tokenizer_lib.masked_mse(sums_BMCA, 0 * sums_BMCA, mask_BMCA[..., dims])
+    return mse + config.cumulative_weight * aux["cumulative_mse"], aux
 
   return Tokenizer(
     init=init,
@@ -260,9 +273,9 @@ def make(config: Config, spec: BatchSpec, statistics: tokenizer_lib.Statistics |
     encode=encode,
     decode=decode,
     loss=loss,
-    evaluate=evaluate,
     spec=spec,
     vocab_size=fsq.codebook_size(config.levels),
     max_tokens=N,
-    prefix_decodable=True,
+    prefix_decodable=config.nested_dropout not in ("random_subsets", "none"),
+    budgets=config.budgets,
   )

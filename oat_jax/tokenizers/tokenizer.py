@@ -6,6 +6,7 @@ and is the only way in.
 """
 
 from collections.abc import Callable, Mapping
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -20,41 +21,69 @@ Params = Any
 Statistics = Mapping[str, np.ndarray]  # min, max, mean, std, q01, q99: each (datasets, A)
 
 # One file a tokenizer: it holds `Config`, a frozen dataclass, and `make(config, spec, statistics)
-# -> Tokenizer`.
-MODULES = {"oat": "oat_jax.tokenizers.oat"}
+# -> Tokenizer`. A name with a dot is such a module of anyone's.
+MODULES = {
+  "oat": "oat_jax.tokenizers.oat",
+  "quest": "oat_jax.tokenizers.quest",
+  "vq": "oat_jax.tokenizers.vq",
+  "bin": "oat_jax.tokenizers.binning",
+  "fast": "oat_jax.tokenizers.fast",
+}
 
 
 class Tokenizer(NamedTuple):
   """Pure functions and static facts of one tokenizer (axis letters as in oat_jax/batch.py).
 
+  A learned tokenizer has `init`, `axes` and `loss`, a fitted one has `fit`; `make` fills in the
+  last three.
+
   Attributes:
-    init: key -> params.
-    axes: () -> the trained parameters' tree with tuples of logical axis names.
     encode: (params, actions_BCA, action_mask_BC=None, dataset_B=None) -> tokens_BN int32 in 0 ..
       vocab_size - 1.
     decode: (params, tokens_BN, num_tokens=None, dataset_B=None) -> actions_BCA float32 inside the
       training range; a total function: every token sequence and every num_tokens in 1 .. max_tokens
       gives a finite chunk, which does not depend on the tokens behind the prefix. num_tokens may be
-      traced; None means all.
-    loss: (params, batch, key) -> (scalar, {name: scalar}).
-    evaluate: (params, batch) -> {name: (B,) or (B, N)}, one row an example, to be averaged over
-      held-out data.
+      traced; None means all. A tokenizer's own file is given ids in range and one of the budgets.
     spec: the batch that it was made for.
-    vocab_size: V.
+    vocab_size: V, `pad_id` included.
     max_tokens: N.
-    prefix_decodable: whether fewer tokens give a coarser chunk by construction.
+    prefix_decodable: whether it is trained so that fewer tokens give a coarser chunk.
+    init: key -> params: `network`, which gradients train, `statistics`, and what `update` changes.
+    axes: () -> the trained parameters' tree with tuples of logical axis names.
+    loss: (params, batch, key) -> (scalar, {name: scalar}); with `update`, the dict also holds what
+      that takes, under "update".
+    update: (params, aux["update"]) -> params: what gradients do not train, e.g. a codebook's moving
+      averages.
+    fit: (actions_WCA, action_mask_WC, dataset_W) -> params of numpy arrays: `statistics`, `fitted`;
+      host code.
+    host_encode: encode is host code, called back from compiled programs.
+    pad_id: fills up shorter sequences where lengths vary, and decodes to nothing.
+    decodable: (params, tokens_BN, num_tokens=None) -> bool (B,), false where decode falls back on
+      something that the tokens do not say; None where every sequence says a chunk.
+    budgets: the prefix lengths that decode differently; a num_tokens between two of them counts as
+      the lower one. All of 1 .. max_tokens, if empty.
+    evaluate: (params, batch) -> {"mse": (B, N) of chunks decoded from the first 1 .. N tokens, in
+      normalised units, "tokens": (B, N)}.
+    config: the values that it was made from.
   """
 
-  init: Callable[..., Params]
-  axes: Callable[[], Any]
   encode: Callable[..., jax.Array]
   decode: Callable[..., jax.Array]
-  loss: Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
-  evaluate: Callable[..., dict[str, jax.Array]]
   spec: BatchSpec
   vocab_size: int
   max_tokens: int
-  prefix_decodable: bool
+  prefix_decodable: bool = False
+  init: Callable[..., Params] | None = None
+  axes: Callable[[], Any] | None = None
+  loss: Callable[..., tuple[jax.Array, dict[str, Any]]] | None = None
+  update: Callable[..., Params] | None = None
+  fit: Callable[..., Params] | None = None
+  host_encode: bool = False
+  pad_id: int | None = None
+  decodable: Callable[..., jax.Array] | None = None
+  budgets: tuple[int, ...] = ()
+  evaluate: Callable[..., dict[str, jax.Array]] | None = None
+  config: Mapping[str, Any] = {}
 
 
 def make(
@@ -65,19 +94,61 @@ def make(
   Args:
     config: values of the tokenizer's own `Config`, plus `name`.
     spec: horizon, action width and number of datasets.
-    statistics: of the training actions; needed by `init` only, because trained parameters carry
+    statistics: of the training actions; needed by `init` and `fit` only, because parameters carry
       them.
 
   Raises:
-    ValueError: an unknown name, or a config key that the tokenizer does not have.
+    ValueError: an unknown name, a config key that the tokenizer does not have, or statistics of
+      another width or number of datasets.
   """
   module, frozen = freeze(config)
-  return _checked(module.make(frozen, spec, statistics))
+  if statistics is not None:
+    shape, wanted = np.shape(statistics["min"]), (spec.num_datasets, spec.action_dim)
+    if shape != wanted:
+      raise ValueError(
+        f"the statistics have shape {list(shape)}; {list(wanted)} (datasets, action dimensions) "
+        "are needed"
+      )
+  made = _total(module.make(frozen, spec, statistics))
+  values = {"name": config["name"]} | dataclasses.asdict(frozen)
+  return _checked(made._replace(config=values, evaluate=_evaluate(made)))
 
 
 def freeze(config: Mapping[str, Any]) -> tuple[Any, Any]:
   """Returns the module that `config["name"]` names and its checked `Config`; errors as `make`'s."""
   return config_lib.freeze_model(config, MODULES)
+
+
+def budget(tokenizer: Tokenizer, num_tokens: jax.Array | int) -> jax.Array:
+  """Returns the prefix length that `num_tokens` counts as: the largest budget up to it."""
+  budgets = jnp.asarray(tokenizer.budgets, jnp.int32)
+  return jnp.max(jnp.where(budgets <= num_tokens, budgets, budgets[0]))
+
+
+def _total(tokenizer: Tokenizer) -> Tokenizer:
+  """Makes decode total: it sees ids in range and a prefix length that is one of the budgets."""
+  made = tokenizer._replace(budgets=tokenizer.budgets or tuple(range(1, tokenizer.max_tokens + 1)))
+
+  def decode(params, tokens_BN, num_tokens=None, dataset_B=None):
+    tokens_BN = jnp.clip(tokens_BN, 0, made.vocab_size - 1)
+    num_tokens = made.max_tokens if num_tokens is None else num_tokens
+    return tokenizer.decode(params, tokens_BN, budget(made, num_tokens), dataset_B)
+
+  return made._replace(decode=decode)
+
+
+def _evaluate(tokenizer: Tokenizer) -> Callable[..., dict[str, jax.Array]]:
+  def evaluate(params, batch):
+    tokens_BN = tokenizer.encode(params, batch["actions"], batch["action_mask"], batch["dataset"])
+
+    def error(num_tokens):
+      actions_BCA = tokenizer.decode(params, tokens_BN, num_tokens, batch["dataset"])
+      return chunk_mse(params["statistics"], batch, actions_BCA)
+
+    budgets = jnp.arange(1, tokenizer.max_tokens + 1)
+    return {"mse": jax.lax.map(error, budgets).T, "tokens": tokens_BN}
+
+  return evaluate
 
 
 def normalize(
@@ -106,6 +177,12 @@ def chunk_mse(
   return jnp.sum(jnp.square(error_BCA), (1, 2)) / jnp.sum(mask_BCA, (1, 2))
 
 
+def masked_mse(predicted_BCA: jax.Array, target_BCA: jax.Array, mask_BCA: jax.Array) -> jax.Array:
+  """Returns the mean squared error where the mask is true."""
+  error_BCA = jnp.where(mask_BCA, predicted_BCA - target_BCA, 0)
+  return jnp.sum(jnp.square(error_BCA)) / jnp.sum(mask_BCA)
+
+
 def valid(batch: Mapping[str, Any]) -> jax.Array:
   """Returns bool (B, C, A), false on padded steps and dimensions."""
   return batch["action_mask"][..., None] & batch["action_dim_mask"][:, None]
@@ -119,7 +196,8 @@ def _row(statistics: Mapping[str, jax.Array], name: str, dataset_B: jax.Array | 
 def _checked(tokenizer: Tokenizer) -> Tokenizer:
   """Compiles encode and decode, and checks concrete arguments at the Python boundary."""
   spec, N, V = tokenizer.spec, tokenizer.max_tokens, tokenizer.vocab_size
-  jit_encode, jit_decode = jax.jit(tokenizer.encode), jax.jit(tokenizer.decode)
+  jit_encode = tokenizer.encode if tokenizer.host_encode else jax.jit(tokenizer.encode)
+  jit_decode = jax.jit(tokenizer.decode)
 
   def check_dataset(dataset, rows):
     if dataset is None and spec.num_datasets > 1:

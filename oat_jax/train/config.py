@@ -145,6 +145,7 @@ class Config:
   log_every: int = 50
   evaluate_every: int = 500
   evaluate_windows: int = 4096  # at most so many held-out windows, evenly spaced
+  fit_windows: int = 50_000  # as many of those to train on, for a tokenizer that is fitted
   save_every: int = 500
   keep: int = 2  # newest checkpoints kept
 
@@ -156,6 +157,7 @@ class Config:
       "log_every",
       "evaluate_every",
       "evaluate_windows",
+      "fit_windows",
       "save_every",
     )
     for name in (*counts, "keep"):

@@ -17,12 +17,14 @@ from typing import Any, NamedTuple
 
 import jax
 from jax.experimental import multihost_utils
+import jax.numpy as jnp
 import numpy as np
 
 from oat_jax import batch as batch_lib
 from oat_jax.data import mixture
 from oat_jax.data import pipeline
 from oat_jax.parallel import mesh as mesh_lib
+from oat_jax.tokenizers.tokenizer import Tokenizer
 from oat_jax.train import checkpoint
 from oat_jax.train import config as config_lib
 from oat_jax.train import init_from
@@ -95,21 +97,40 @@ def train(config: config_lib.Config, workdir: str | os.PathLike) -> pathlib.Path
     )
   mesh_lib.process_rows(mesh, config.batch_size)
   batch_lib.check(split.train(np.arange(min(8, len(split.train)))), spec)
-  key = jax.random.key(config.seed)
-  args = (key,) if tokenizer is None else (key, tokenizer.params)
-  optimizer = optimizer_lib.make(config.optimizer, config.steps)
-  state, shardings = state_lib.create(lambda: model.init(*args), model.axes(), optimizer, mesh)
   description = models.describe(config, spec, tokenizer, split.fingerprint)
-  taken = ""
-  if config.init_from and not checkpoint.steps(workdir):
-    state, taken = init_from.start_from(config.init_from, state, model.axes(), description)
+  fitted = isinstance(model, Tokenizer) and model.fit is not None
+  optimizer, state, shardings, taken = None, None, None, ""
+  if fitted:
+    _check_fit(config)
+  else:
+    key = jax.random.key(config.seed)
+    args = (key,) if tokenizer is None else (key, tokenizer.params)
+    optimizer = optimizer_lib.make(config.optimizer, config.steps)
+    state, shardings = state_lib.create(lambda: model.init(*args), model.axes(), optimizer, mesh)
+    if config.init_from and not checkpoint.steps(workdir):
+      state, taken = init_from.start_from(config.init_from, state, model.axes(), description)
   # All that can be wrong with the configuration has been found by now; only now files are written.
   with workdir_lib.claimed(workdir, description):
     print(taken, end="", flush=True)
     if split.skipped and jax.process_index() == 0:
       (workdir / "skipped.json").write_text(json.dumps(split.skipped, indent=2) + "\n")
-    _Run(config, workdir, mesh, split, model, optimizer, shardings).begin(state)
+    run = _Run(config, workdir, mesh, split, model, optimizer, shardings)
+    if fitted:
+      _fit(run)
+    else:
+      run.begin(state)
   return workdir
+
+
+def _check_fit(config: config_lib.Config) -> None:
+  """Raises ValueError for settings that a fitted tokenizer does not have."""
+  name = config.model["name"]
+  if config.steps != 1:
+    raise ValueError(
+      f"config.steps is {config.steps}; tokenizer '{name}' is fitted, not trained: set it to 1"
+    )
+  if config.init_from:
+    raise ValueError(f"config.init_from is set, but tokenizer '{name}' is fitted, not trained")
 
 
 def _check_same_data(split: inputs.Split) -> None:
@@ -132,8 +153,8 @@ class _Run(NamedTuple):
   mesh: jax.sharding.Mesh
   split: inputs.Split
   model: Any
-  optimizer: Any
-  shardings: state_lib.TrainState
+  optimizer: Any  # None for a tokenizer that is fitted
+  shardings: Any
 
   def begin(self, state: state_lib.TrainState) -> None:
     """Restores the newest checkpoint, if there is one, and trains to the end."""
@@ -157,6 +178,26 @@ class _Run(NamedTuple):
   def data(self, step: int) -> dict[str, Any]:
     """Returns what a checkpoint says of the data: where the stream of batches goes on."""
     return {"step": step, "seed": self.config.seed, "fingerprint": self.split.fingerprint}
+
+
+def _fit(run: _Run) -> None:
+  """Fits a tokenizer to training windows, unless that is done: a run of one step."""
+  config, model = run.config, run.model
+  with contextlib.closing(checkpoint.Checkpointer(run.workdir, config.keep)) as saved:
+    if saved.latest_step():
+      print(f"{run.workdir} is done: fitted", flush=True)
+      return
+    chosen = inputs.evenly(run.split.train, config.fit_windows)
+    print(f"{run.workdir}: fitting to {len(chosen):,} windows", flush=True)
+    chunks = chosen(np.arange(len(chosen)))
+    params = model.fit(chunks["actions"], chunks["action_mask"], chunks["dataset"])
+    held_out = inputs.evenly(run.split.validation, config.evaluate_windows)
+    values = evaluate(jax.jit(model.evaluate), params, held_out, min(512, len(held_out)))
+    writer = metrics_lib.Writer(run.workdir, 1, 0, active=jax.process_index() == 0)
+    with contextlib.closing(writer):
+      writer.log(1, values, "validation", _shown(values))
+    placed = jax.device_put(params, mesh_lib.replicated(run.mesh))
+    saved.save(1, state_lib.TrainState(jnp.ones((), jnp.int32), placed, placed, {}), run.data(1))
 
 
 def _steps(
@@ -185,7 +226,13 @@ def _steps(
     workers=config.data.workers,
   )
   train_step = step_lib.compile_train_step(
-    model.loss, run.optimizer, config.optimizer, config.seed, mesh, run.shardings
+    model.loss,
+    run.optimizer,
+    config.optimizer,
+    config.seed,
+    mesh,
+    run.shardings,
+    getattr(model, "update", None),
   )
   compiled_evaluate = jax.jit(model.evaluate)
   sharding = mesh_lib.batch_sharding(mesh)

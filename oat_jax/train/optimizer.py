@@ -12,7 +12,7 @@ from oat_jax.train import config as config_lib
 
 # First match wins, on the path "network/encoder/blocks_0/w_up".
 GROUPS = (
-  ("frozen", r"^(statistics|action_statistics|tokenizer)/"),
+  ("frozen", r"^(statistics|action_statistics|tokenizer|fitted|codebook)/"),
   ("no_decay", r"(^|/)(scale|b|table|registers|queries|masked_latent|[a-z_]*positions)$"),
   ("decay", r"(^|/)w(_[a-z]+)?$"),
 )
@@ -31,10 +31,16 @@ def groups(params: Any) -> Any:
   return jax.tree_util.tree_map_with_path(one, params)
 
 
-def without_frozen(grads: Any) -> Any:
-  """Returns gradients with zeros for frozen parameters, which must not count in the norm."""
-  zero = lambda group, grad: jnp.zeros_like(grad) if group == "frozen" else grad
-  return jax.tree.map(zero, groups(grads), grads)
+def trained(params: Any) -> Any:
+  """Returns the params' tree with None for what gradients do not change, whatever its dtype."""
+  return jax.tree.map(lambda group, x: None if group == "frozen" else x, groups(params), params)
+
+
+def merge(trained: Any, params: Any) -> Any:
+  """Returns params with the leaves of `trained`, a tree as the function of that name makes it."""
+  return jax.tree.map(
+    lambda new, old: old if new is None else new, trained, params, is_leaf=lambda x: x is None
+  )
 
 
 def path_name(path: Any) -> str:
@@ -52,18 +58,21 @@ def schedule(config: config_lib.Optimizer, steps: int) -> optax.Schedule:
 
 
 def make(config: config_lib.Optimizer, steps: int) -> optax.GradientTransformation:
-  """Returns the optimiser of a run of `steps` steps."""
+  """Returns the optimiser of a run of `steps` steps; it takes gradients of `trained(params)`."""
 
   def adamw(weight_decay):
     rate = schedule(config, steps)
     return optax.adamw(rate, config.b1, config.b2, weight_decay=weight_decay)
 
   by_group: dict[Hashable, optax.GradientTransformation] = {
-    "frozen": optax.set_to_zero(),
     "no_decay": adamw(0.0),
     "decay": adamw(config.weight_decay),
   }
-  return optax.chain(optax.clip_by_global_norm(config.clip), optax.partition(by_group, groups))
+  inner = optax.chain(optax.clip_by_global_norm(config.clip), optax.partition(by_group, groups))
+  return optax.GradientTransformation(
+    lambda params: inner.init(trained(params)),
+    lambda grads, state, params=None: inner.update(grads, state, trained(params)),
+  )
 
 
 def ema_decay(config: config_lib.Optimizer, step: jax.Array) -> jax.Array:

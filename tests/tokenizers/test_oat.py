@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import tiny
 
+from oat_jax import batch as batch_lib
 from oat_jax.nn import partitioning
 from oat_jax.tokenizers import fsq
 from oat_jax.tokenizers import oat
+from oat_jax.tokenizers import tokenizer as tokenizer_lib
 
 N, V = 8, 1000
 SPEC = tiny.spec()
@@ -29,7 +31,7 @@ def network(**changes):
   config = oat.Config(**(tiny.TOKENIZER | changes))
   C, A = SPEC.action_horizon, SPEC.action_dim
   net = oat.Network(config, SPEC)
-  sample = jnp.zeros((1, C, A)), jnp.ones((1, C), bool), jnp.full(1, N)
+  sample = jnp.zeros((1, C, A)), jnp.ones((1, C), bool), jnp.ones((1, 1, N), bool)
   init = jax.jit(lambda key: partitioning.init(net, key, *sample))
   rng = np.random.default_rng(0)
   noisy = lambda x: x + 0.1 * rng.normal(size=x.shape).astype(np.float32)
@@ -43,6 +45,11 @@ def chunk(B=2, seed=0):
 
 def latents_BNL(B):
   return np.random.default_rng(3).uniform(-1, 1, (B, N, 4)).astype(np.float32)
+
+
+def first(*num_tokens):
+  """Which latents are kept where each row keeps its first few."""
+  return np.arange(N) < np.array(num_tokens)[:, None]
 
 
 def everything(B=2):
@@ -63,7 +70,7 @@ def test_register_i_sees_registers_up_to_i_only():
 
 
 def test_actions_do_not_see_registers():
-  mask_TT = oat.register_mask(4, N)
+  mask_TT = oat.register_mask(4, range(1, N + 1))
   assert mask_TT[:4, :4].all() and not mask_TT[:4, 4:].any() and mask_TT[4:, :4].all()
   # Through the network: with two layers, register 0 would see later registers by way of actions.
   net, variables = network(encoder_layers=2)
@@ -104,16 +111,17 @@ def test_the_decoder_is_causal_over_steps_and_sees_every_kept_code():
   codes_BNL = latents_BNL(2)
 
   def by_queries(queries_PD):
-    inner = {"params": variables["params"] | {"queries": queries_PD}}
-    out_BCA = net.apply(inner, codes_BNL, jnp.full(2, K), method="decode")
+    decoder = variables["params"]["decoder"] | {"queries": queries_PD}
+    inner = {"params": variables["params"] | {"decoder": decoder}}
+    out_BCA = net.apply(inner, codes_BNL, first(K, K), method="decode")
     return out_BCA.reshape(2, P, -1).sum((0, 2))
 
-  jacobian_PPD = jax.jit(jax.jacrev(by_queries))(variables["params"]["queries"])
+  jacobian_PPD = jax.jit(jax.jacrev(by_queries))(variables["params"]["decoder"]["queries"])
   influence_PP = np.abs(jacobian_PPD).max(-1)
   assert (influence_PP[np.triu_indices(P, 1)] == 0).all()
   assert (influence_PP[np.tril_indices(P)] > 0).all()
 
-  by_codes = lambda x: net.apply(variables, x, jnp.full(2, K), method="decode").sum((0, 2))
+  by_codes = lambda x: net.apply(variables, x, first(K, K), method="decode").sum((0, 2))
   influence_CN = np.abs(jax.jit(jax.jacrev(by_codes))(codes_BNL)).max((1, 3))
   assert (influence_CN[:, :K] > 0).all() and (influence_CN[:, K:] == 0).all()
 
@@ -134,10 +142,10 @@ def test_tokens_behind_the_first_k_are_replaced_per_row(tokenizer, params):
   codes_BNL = fsq.codes(tokens_BN, (8, 5, 5, 5))
   net = oat.Network(oat.Config(**tiny.TOKENIZER), SPEC)
   variables = {"params": params["network"]}
-  decode = jax.jit(lambda x_BNL, K_B: net.apply(variables, x_BNL, K_B, method="decode"))
-  rows = decode(codes_BNL, jnp.arange(1, N + 1))
+  decode = jax.jit(lambda x_BNL, kept_BN: net.apply(variables, x_BNL, kept_BN, method="decode"))
+  rows = decode(codes_BNL, first(*range(1, N + 1)))
   for b in range(N):
-    alone = decode(codes_BNL[b : b + 1], jnp.array([b + 1]))
+    alone = decode(codes_BNL[b : b + 1], first(b + 1))
     np.testing.assert_allclose(rows[b], alone[0], atol=1e-5)
 
 
@@ -204,7 +212,7 @@ def test_register_rows_alone_equal_the_full_computation():
     x_BPD = net.embed_actions(steps_BCX.reshape(2, P, -1)) + net.encoder_positions_PD
     x_BTD = jnp.concatenate([x_BPD, jnp.stack([net.registers_ND] * 2)], 1)
     seen_BT = np.concatenate([mask_BC.reshape(2, P, 2).any(-1), np.ones((2, N), bool)], 1)
-    x_BTD, _ = net.encoder(x_BTD, oat.register_mask(P, N)[None] & seen_BT[:, None])
+    x_BTD, _ = net.encoder(x_BTD, oat.register_mask(P, range(1, N + 1))[None] & seen_BT[:, None])
     return net.to_latent(x_BTD[:, P:])
 
   run = lambda method: jax.jit(lambda v: net.apply(v, chunk(), mask_BC, method=method))(variables)
@@ -213,18 +221,19 @@ def test_register_rows_alone_equal_the_full_computation():
 
 def test_queries_of_batch_size_one_equal_queries_a_row():
   net, variables = network(decoder_layers=2)
-  P, K_B = SPEC.action_horizon // 2, np.array([1, 4, 8])
+  P = SPEC.action_horizon // 2
 
-  def full(net, codes_BNL, K_B):
+  def full(net, codes_BNL, kept_BN):
     """Every row of the batch computes its own queries."""
-    x_BND = net.from_latent(codes_BNL) + net.latent_positions_ND
-    x_BND = jnp.where((np.arange(N) < K_B[:, None])[..., None], x_BND, net.masked_1D)
-    queries_BPD = jnp.stack([net.queries_PD] * 3)
+    part = net.decoder
+    x_BND = part.from_latent(codes_BNL) + part.latent_positions_ND
+    x_BND = jnp.where(kept_BN[..., None], x_BND, part.masked_1D)
+    queries_BPD = jnp.stack([part.queries_PD] * 3)
     causal_1PP = np.tril(np.ones((1, P, P), bool))
-    x_BPD, _ = net.decoder(queries_BPD, causal_1PP, memory=net.decoder.memory(x_BND))
-    return net.to_actions(x_BPD).reshape(3, SPEC.action_horizon, -1)
+    x_BPD, _ = part.transformer(queries_BPD, causal_1PP, memory=part.transformer.memory(x_BND))
+    return part.to_actions(x_BPD).reshape(3, SPEC.action_horizon, -1)
 
-  inputs = latents_BNL(3), K_B
+  inputs = latents_BNL(3), first(1, 4, 8)
   run = lambda method: jax.jit(lambda v: net.apply(v, *inputs, method=method))(variables)
   np.testing.assert_allclose(run("decode"), run(full), atol=1e-5)
 
@@ -236,3 +245,96 @@ def test_bfloat16_tokens_stay_valid():
   tokens_BN = tokenizer.encode(params, chunk())
   x_BCA = tokenizer.decode(params, tokens_BN, 3)
   assert x_BCA.dtype == np.float32 and np.isfinite(x_BCA).all()
+
+
+def test_registers_of_a_block_do_not_see_each_other():
+  net, variables = network(encoder_layers=2, blocks=(1, 1, 2, 4))
+
+  def latents(registers_ND):
+    inner = variables["params"] | {"registers": registers_ND}
+    return net.apply({"params": inner}, chunk(), everything(), method="encode").sum((0, 2))
+
+  jacobian_NND = jax.jit(jax.jacrev(latents))(variables["params"]["registers"])
+  influence_NN = np.abs(jacobian_NND).max(-1) > 0
+  block_N = np.array([0, 1, 2, 2, 3, 3, 3, 3])
+  np.testing.assert_array_equal(
+    influence_NN, (block_N[None] < block_N[:, None]) | np.eye(N, dtype=bool)
+  )
+
+
+def test_prefixes_of_blocks_end_with_a_block(params):
+  tokenizer = tiny.tokenizer(SPEC, blocks=(1, 1, 2, 4))
+  assert tokenizer.budgets == (1, 2, 4, 8)
+  tokens_BN = np.random.default_rng(0).integers(0, V, (2, N))
+  chunks = [np.asarray(tokenizer.decode(params, tokens_BN, K)) for K in range(1, N + 1)]
+  for K, counts_as in enumerate((1, 2, 2, 4, 4, 4, 4, 8), 1):
+    np.testing.assert_array_equal(chunks[K - 1], chunks[counts_as - 1])
+  assert len({x.tobytes() for x in chunks}) == 4
+
+
+SHARES = {
+  "uniform": [1 / 8] * 8,
+  "powers_of_two": [1 / 4, 1 / 4, 0, 1 / 4, 0, 0, 0, 1 / 4],
+  "power_law": 1 / np.arange(1, 9) / np.sum(1 / np.arange(1, 9)),
+  "random_subsets": [1 / 8] * 8,
+  "none": [0] * 7 + [1],
+}
+
+
+@pytest.mark.parametrize("mode", oat.NESTED_DROPOUT)
+def test_as_many_latents_are_kept_as_often_as_the_mode_says(mode):
+  config = oat.Config(nested_dropout=mode, keep_all=0.2)
+  kept_BN = np.asarray(oat.draw_kept(config, jax.random.key(0), 20_000))[:, 0]
+  wanted_K = 0.8 * np.asarray(SHARES[mode]) + 0.2 * (np.arange(1, N + 1) == N)
+  counts_K = np.bincount(kept_BN.sum(1), minlength=N + 1)[1:] / len(kept_BN)
+  np.testing.assert_allclose(counts_K, wanted_K, atol=0.015)
+  few_BN = kept_BN[kept_BN.sum(1) < N]
+  if mode == "random_subsets":  # each latent as often as any other
+    np.testing.assert_allclose(few_BN.mean(0), few_BN.mean(), atol=0.015)
+  else:
+    assert (np.diff(few_BN.astype(int), axis=1) <= 0).all()
+
+
+def test_several_prefixes_of_an_example_come_from_all_parts_of_the_distribution():
+  config = oat.Config(prefixes=4)
+  kept_BMN = np.asarray(oat.draw_kept(config, jax.random.key(0), 1000))
+  assert kept_BMN.shape == (1000, 4, N)
+  for m in range(4):
+    assert set(kept_BMN[:, m].sum(-1)) == {2 * m + 1, 2 * m + 2}
+  # The loss is the mean over them.
+  tokenizer, one = (tiny.tokenizer(SPEC, prefixes=M) for M in (N, 1))
+  params = tiny.init(tokenizer)
+  made = batch_lib.fake(SPEC, 3)
+  mean = np.asarray(jax.jit(tokenizer.loss)(params, made, jax.random.key(0))[0])
+  every = oat.Network(oat.Config(**tiny.TOKENIZER), SPEC)
+  target_BCA = tokenizer_lib.normalize(params["statistics"], made["actions"], made["dataset"])
+  mask_BCA = np.broadcast_to(tokenizer_lib.valid(made), target_BCA.shape)
+
+  @jax.jit
+  def error(kept_BN):
+    x_BMCA, _ = every.apply(
+      {"params": params["network"]}, target_BCA, made["action_mask"], kept_BN[:, None]
+    )
+    return tokenizer_lib.masked_mse(x_BMCA[:, 0], target_BCA, mask_BCA)
+
+  errors = [float(error(first(K, K, K))) for K in range(1, N + 1)]
+  np.testing.assert_allclose(mean, np.mean(errors), rtol=1e-5)
+  assert not np.isclose(mean, jax.jit(one.loss)(params, made, jax.random.key(0))[0])
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"blocks": (1, 1, 2)}, r"\(1, 1, 2\) must be positive sizes that add up to num_tokens 8"),
+    ({"blocks": (0, 8)}, r"\(0, 8\) must be positive"),
+    ({"blocks": (3, 3, 2), "nested_dropout": "powers_of_two"}, None),
+    ({"blocks": (3, 4, 2), "num_tokens": 9, "nested_dropout": "powers_of_two"}, "power of two"),
+    ({"prefixes": 0}, "config.model.prefixes is 0"),
+  ],
+)
+def test_blocks_and_prefixes_that_do_not_fit_are_errors(changes, message):
+  if message is None:
+    assert tiny.tokenizer(SPEC, **changes).budgets == (3, 6, 8)
+    return
+  with pytest.raises(ValueError, match=message):
+    tiny.tokenizer(SPEC, **changes)
