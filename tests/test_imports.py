@@ -48,6 +48,7 @@ MAY_IMPORT = {
   | TRAIN
   | LOOP
   | {"parallel", "data", "data.normalization", "envs", "evaluate", ""},
+  "bench.peer_torch": set(),  # runs in another interpreter
   "bench": MODELS | TRAIN | LOOP | {"parallel", "data", "data.normalization", "envs", "evaluate"},
 }
 
@@ -60,6 +61,8 @@ ONLY_IN = {
   "jax": {"nn", "tokenizers", "perception", "policies", "parallel", "train", "study", "bench"},
   "tensorboardX": {"train.metrics"},
   "tokenizers": {"tokenizers.fast"},
+  "torch": {"bench.peer_torch"},
+  "oat": {"bench.peer_torch"},  # the PyTorch implementation's package
   "tensorflow_datasets": {"data.directory", "data.write", "data.sources", "envs.collect", "bench"},
   "h5py": {"data.sources._hdf5"},
   "pyarrow": {"data.sources.lerobot", "data.sources._lerobot_meta"},
@@ -67,7 +70,7 @@ ONLY_IN = {
   "metaworld": {"envs.metaworld"},
   "mujoco": {"envs.metaworld"},
   "gymnasium": {"envs.metaworld"},
-  "matplotlib": {"study.figures", "study.contact_sheet"},
+  "matplotlib": {"study.figures", "study.contact_sheet", "study.compare_figures"},
   "ml_collections": set(),
   "tensorflow": set(),
   "launch": set(),
@@ -83,6 +86,7 @@ NOTHING_BUT = {
   "data.normalization": {"numpy"},
   "parallel": {"jax", "numpy"},
   "evaluate": {"numpy", "scipy", "tqdm"},
+  "bench.peer_torch": {"torch", "oat"},
 }
 
 

@@ -100,7 +100,8 @@ def trainer(model, init_args=(), config=None, on=None):
   make = lambda: model.init(jax.random.key(0), *init_args)
   first, shardings = state.create(make, model.axes(), tx, on)
   first = jax.device_get(first)
-  train_step = step.compile_train_step(model.loss, tx, config, 0, on, shardings)
+  update = getattr(model, "update", None)
+  train_step = step.compile_train_step(model.loss, tx, config, 0, on, shardings, update)
 
   def run(batches, each=None):
     at = jax.device_put(first, shardings)

@@ -15,8 +15,8 @@ from oat_jax.nn import transformer
 class ChunkDecoder(nn.Module):
   """Learned queries, causal among themselves, look at the latents that are kept.
 
-  As in OAT (arXiv 2602.04215) and QueST (arXiv 2407.15840). A latent that is not kept is replaced by a learned mask, its position included: the chunk does not
-  depend on it.
+  As in OAT (arXiv 2602.04215) and QueST (arXiv 2407.15840). A latent that is not kept is replaced
+  by a learned mask, its position included: the chunk does not depend on it.
   """
 
   horizon: int  # C

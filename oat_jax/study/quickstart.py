@@ -13,7 +13,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from oat_jax import batch as batch_lib
 from oat_jax import config as config_lib
+from oat_jax import tokenizers
 from oat_jax.data import pipeline
 from oat_jax.envs import collect
 from oat_jax.envs import env as env_lib
@@ -93,14 +95,16 @@ class Config:
         raise ValueError(
           f"config.{name}.data.action_horizon is {theirs}, config.tokenizer's is {C}"
         )
-    frozen = {}
     for name in RUNS:
       try:
-        frozen[name] = models.freeze_model(getattr(self, name))
+        models.freeze_model(getattr(self, name))
       except ValueError as error:
         raise ValueError(f"config.{name}: {error}") from error
+    # The number of tokens may depend on the chunk's size.
+    spec = batch_lib.BatchSpec(1, C, env_lib.suite(self.suite).action_dim, 1)
+    max_tokens = tokenizers.make(self.tokenizer.model, spec).max_tokens
     for K in self.evaluate.num_tokens:
-      config_lib.between(K, 1, frozen["tokenizer"].num_tokens, "config.evaluate.num_tokens")
+      config_lib.between(K, 1, max_tokens, "config.evaluate.num_tokens")
     for R in self.evaluate.replans:
       config_lib.between(R, 1, C, "config.evaluate.replans")
 

@@ -59,9 +59,7 @@ class Config:
   keep_all: float = 0.0
   # Prefixes drawn for each example, one from each M-th of the distribution; they share the encoder.
   prefixes: int = 1  # M
-  # Weight of the squared error of running sums, per dimension that is a displacement: there
-  # correlated errors add up to a position error, which the plain loss does not see.
-  cumulative_weight: float = 0.0
+  cumulative_weight: float = 0.0  # these two: see `reconstruction_loss`
   cumulative_dims: tuple[int, ...] = ()
   dtype: str = "float32"
 
@@ -73,11 +71,6 @@ class Config:
       config_lib.at_least(getattr(self, name), 1, f"config.model.{name}")
     config_lib.between(self.dropout, 0, 0.99, "config.model.dropout")
     config_lib.between(self.keep_all, 0, 1, "config.model.keep_all")
-    config_lib.at_least(self.cumulative_weight, 0, "config.model.cumulative_weight")
-    if self.cumulative_weight and not self.cumulative_dims:
-      raise ValueError(
-        "config.model.cumulative_weight is set, but cumulative_dims names no dimension"
-      )
     if self.width % self.head_width:
       raise ValueError(
         f"config.model.width {self.width} is no multiple of head_width {self.head_width}"
@@ -205,11 +198,7 @@ def make(config: Config, spec: BatchSpec, statistics: tokenizer_lib.Statistics |
   N, C = config.num_tokens, spec.action_horizon
   if C % config.patch:
     raise ValueError(f"config.model.patch {config.patch} does not divide the action horizon {C}")
-  if any(not 0 <= dim < spec.action_dim for dim in config.cumulative_dims):
-    raise ValueError(
-      f"config.model.cumulative_dims {config.cumulative_dims} leaves 0..{spec.action_dim - 1}, "
-      "the action's dimensions"
-    )
+  tokenizer_lib.check_cumulative(config.cumulative_weight, config.cumulative_dims, spec.action_dim)
   budget_shares(config)
   network = Network(config, spec)
   sample = (
@@ -230,10 +219,7 @@ def make(config: Config, spec: BatchSpec, statistics: tokenizer_lib.Statistics |
   def apply(params, *args, method: Any = None, **kwargs) -> Any:
     return network.apply({"params": params["network"]}, *args, method=method, **kwargs)
 
-  def encode(params, actions_BCA, action_mask_BC=None, dataset_B=None):
-    actions_BCA = jnp.asarray(actions_BCA, jnp.float32)
-    if action_mask_BC is None:
-      action_mask_BC = jnp.ones(actions_BCA.shape[:2], bool)
+  def encode(params, actions_BCA, action_mask_BC, dataset_B=None):
     x_BCA = tokenizer_lib.normalize(params["statistics"], actions_BCA, dataset_B)
     codes_BNL = fsq.quantize(apply(params, x_BCA, action_mask_BC, method="encode"), config.levels)
     return fsq.ids(codes_BNL, config.levels)
@@ -257,15 +243,10 @@ def make(config: Config, spec: BatchSpec, statistics: tokenizer_lib.Statistics |
     )
     target_BMCA, mask_BMCA = target_BCA[:, None], tokenizer_lib.valid(batch)[:, None]
     mask_BMCA = jnp.broadcast_to(mask_BMCA, predicted_BMCA.shape)
-    mse = tokenizer_lib.masked_mse(predicted_BMCA, target_BMCA, mask_BMCA)
-    aux = {"mse": mse, "codes_in_batch": fsq.count_used(codes_BNL, config.levels)}
-    if not config.cumulative_weight:
-      return mse, aux
-    dims = np.asarray(config.cumulative_dims)
-    error_BMCA = jnp.where(mask_BMCA, predicted_BMCA - target_BMCA, 0)[..., dims]
-    sums_BMCA = jnp.cumsum(error_BMCA, axis=2)
-    aux["cumulative_mse"] = tokenizer_lib.masked_mse(sums_BMCA, 0 * sums_BMCA, mask_BMCA[..., dims])
-    return mse + config.cumulative_weight * aux["cumulative_mse"], aux
+    total, aux = tokenizer_lib.reconstruction_loss(
+      predicted_BMCA, target_BMCA, mask_BMCA, config.cumulative_weight, config.cumulative_dims
+    )
+    return total, aux | {"codes_in_batch": fsq.count_used(codes_BNL, config.levels)}
 
   return Tokenizer(
     init=init,

@@ -1,8 +1,8 @@
 """A tokenizer on disk: a directory that holds all that encoding and decoding need.
 
-  spec.json            format_version, config, spec (BatchSpec), vocab_size, max_tokens,
-                       arrays {name: [dtype, shape]}, sha256 of params.safetensors
-  params.safetensors   the parameters, named as in "network/encoder/w"
+spec.json            format_version, config, spec (BatchSpec), vocab_size, max_tokens,
+                     arrays {name: [dtype, shape]}, sha256 of params.safetensors
+params.safetensors   the parameters, named as in "network/encoder/w"
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,6 +13,7 @@ import os
 import pathlib
 import shutil
 from typing import Any
+import uuid
 
 import jax
 import numpy as np
@@ -45,7 +46,9 @@ def save(path: str | os.PathLike, tokenizer: Tokenizer, params: Params) -> None:
   path = pathlib.Path(path).absolute()
   if path.exists() and not (path.is_dir() and not any(path.iterdir())):
     raise ValueError(f"{path} exists and is no empty directory; save a tokenizer to a new one")
-  arrays = {name: np.array(x, order="C") for name, x in _flat(jax.device_get(params))}
+  arrays = {}
+  for name, x in _flat(jax.device_get(params)):
+    arrays[name] = np.array(x, np.asarray(x).dtype.newbyteorder("="), order="C")
   for name, x in arrays.items():
     if x.dtype.name not in DTYPES:
       raise ValueError(f"parameter '{name}' is {x.dtype}; one of {', '.join(DTYPES)} can be saved")
@@ -63,7 +66,7 @@ def save(path: str | os.PathLike, tokenizer: Tokenizer, params: Params) -> None:
     "arrays": {name: _describe(x) for name, x in arrays.items()},
     "sha256": hashlib.sha256(data).hexdigest(),
   }
-  partial = path.with_name(f".{path.name}.{os.getpid()}")
+  partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
   partial.mkdir(parents=True)
   try:
     (partial / "params.safetensors").write_bytes(data)

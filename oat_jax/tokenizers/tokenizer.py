@@ -5,7 +5,7 @@ are a plain pytree. `make(config, spec, statistics)` of this module finds the to
 and is the only way in.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 from typing import Any, NamedTuple
 
@@ -34,8 +34,9 @@ MODULES = {
 class Tokenizer(NamedTuple):
   """Pure functions and static facts of one tokenizer (axis letters as in oat_jax/batch.py).
 
-  A learned tokenizer has `init`, `axes` and `loss`, a fitted one has `fit`; `make` fills in the
-  last three.
+  A learned tokenizer has `init`, `axes` and `loss`, a fitted one has `fit`; what it has not is
+  None. `make` fills in the last three attributes, and arguments that are left out: a tokenizer's
+  own file is always given a mask, ids in range, and one of the budgets.
 
   Attributes:
     encode: (params, actions_BCA, action_mask_BC=None, dataset_B=None) -> tokens_BN int32 in 0 ..
@@ -43,7 +44,7 @@ class Tokenizer(NamedTuple):
     decode: (params, tokens_BN, num_tokens=None, dataset_B=None) -> actions_BCA float32 inside the
       training range; a total function: every token sequence and every num_tokens in 1 .. max_tokens
       gives a finite chunk, which does not depend on the tokens behind the prefix. num_tokens may be
-      traced; None means all. A tokenizer's own file is given ids in range and one of the budgets.
+      traced; None means all.
     spec: the batch that it was made for.
     vocab_size: V, `pad_id` included.
     max_tokens: N.
@@ -73,16 +74,16 @@ class Tokenizer(NamedTuple):
   vocab_size: int
   max_tokens: int
   prefix_decodable: bool = False
-  init: Callable[..., Params] | None = None
-  axes: Callable[[], Any] | None = None
-  loss: Callable[..., tuple[jax.Array, dict[str, Any]]] | None = None
-  update: Callable[..., Params] | None = None
-  fit: Callable[..., Params] | None = None
+  init: Any = None
+  axes: Any = None
+  loss: Any = None
+  update: Any = None
+  fit: Any = None
   host_encode: bool = False
   pad_id: int | None = None
-  decodable: Callable[..., jax.Array] | None = None
+  decodable: Any = None
   budgets: tuple[int, ...] = ()
-  evaluate: Callable[..., dict[str, jax.Array]] | None = None
+  evaluate: Any = None
   config: Mapping[str, Any] = {}
 
 
@@ -126,15 +127,26 @@ def budget(tokenizer: Tokenizer, num_tokens: jax.Array | int) -> jax.Array:
 
 
 def _total(tokenizer: Tokenizer) -> Tokenizer:
-  """Makes decode total: it sees ids in range and a prefix length that is one of the budgets."""
+  """Fills in what callers may leave out, and makes decode see only what it can decode."""
   made = tokenizer._replace(budgets=tokenizer.budgets or tuple(range(1, tokenizer.max_tokens + 1)))
 
+  # Parameters may come as numpy arrays, which traced values do not index.
+  arrays = lambda params: jax.tree.map(jnp.asarray, params)
+
+  def encode(params, actions_BCA, action_mask_BC=None, dataset_B=None):
+    actions_BCA = jnp.asarray(actions_BCA, jnp.float32)
+    if action_mask_BC is None:
+      action_mask_BC = jnp.ones(actions_BCA.shape[:2], bool)
+    params = params if tokenizer.host_encode else arrays(params)
+    return tokenizer.encode(params, actions_BCA, action_mask_BC, dataset_B)
+
   def decode(params, tokens_BN, num_tokens=None, dataset_B=None):
+    params, tokens_BN = arrays(params), jnp.asarray(tokens_BN)
     tokens_BN = jnp.clip(tokens_BN, 0, made.vocab_size - 1)
     num_tokens = made.max_tokens if num_tokens is None else num_tokens
     return tokenizer.decode(params, tokens_BN, budget(made, num_tokens), dataset_B)
 
-  return made._replace(decode=decode)
+  return made._replace(encode=encode, decode=decode)
 
 
 def _evaluate(tokenizer: Tokenizer) -> Callable[..., dict[str, jax.Array]]:
@@ -175,6 +187,45 @@ def chunk_mse(
   mask_BCA = valid(batch)
   error_BCA = jnp.where(mask_BCA, of(actions_BCA) - of(batch["actions"]), 0)
   return jnp.sum(jnp.square(error_BCA), (1, 2)) / jnp.sum(mask_BCA, (1, 2))
+
+
+def reconstruction_loss(
+  predicted_XCA: jax.Array,
+  target_XCA: jax.Array,
+  mask_XCA: jax.Array,
+  cumulative_weight: float = 0.0,
+  cumulative_dims: Sequence[int] = (),
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """Returns the masked mean squared error of normalised actions, and its parts by name.
+
+  Args:
+    predicted_XCA, target_XCA, mask_XCA: with any leading axes X.
+    cumulative_weight: of the squared error of running sums, added to it.
+    cumulative_dims: the dimensions of those sums, which should be displacements: there correlated
+      errors add up to a position error, which the plain loss does not see.
+  """
+  mse = masked_mse(predicted_XCA, target_XCA, mask_XCA)
+  if not cumulative_weight:
+    return mse, {"mse": mse}
+  dims = np.asarray(cumulative_dims)
+  error_XCA = jnp.where(mask_XCA, predicted_XCA - target_XCA, 0)[..., dims]
+  sums_XCA = jnp.cumsum(error_XCA, axis=-2)
+  cumulative_mse = masked_mse(sums_XCA, jnp.zeros_like(sums_XCA), mask_XCA[..., dims])
+  return mse + cumulative_weight * cumulative_mse, {"mse": mse, "cumulative_mse": cumulative_mse}
+
+
+def check_cumulative(weight: float, dims: Sequence[int], action_dim: int) -> None:
+  """Raises ValueError unless a tokenizer's `cumulative_weight` and `cumulative_dims` fit."""
+  config_lib.at_least(weight, 0, "config.model.cumulative_weight")
+  if weight and not dims:
+    raise ValueError(
+      "config.model.cumulative_weight is set, but cumulative_dims names no dimension"
+    )
+  if any(not 0 <= dim < action_dim for dim in dims):
+    raise ValueError(
+      f"config.model.cumulative_dims {tuple(dims)} leaves 0..{action_dim - 1}, the action's "
+      "dimensions"
+    )
 
 
 def masked_mse(predicted_BCA: jax.Array, target_BCA: jax.Array, mask_BCA: jax.Array) -> jax.Array:

@@ -99,7 +99,10 @@ def train(config: config_lib.Config, workdir: str | os.PathLike) -> pathlib.Path
   batch_lib.check(split.train(np.arange(min(8, len(split.train)))), spec)
   description = models.describe(config, spec, tokenizer, split.fingerprint)
   fitted = isinstance(model, Tokenizer) and model.fit is not None
-  optimizer, state, shardings, taken = None, None, None, ""
+  optimizer: Any = None
+  state: Any = None
+  shardings: Any = None
+  taken = ""
   if fitted:
     _check_fit(config)
   else:

@@ -71,7 +71,7 @@ def make(config: config_lib.Optimizer, steps: int) -> optax.GradientTransformati
   inner = optax.chain(optax.clip_by_global_norm(config.clip), optax.partition(by_group, groups))
   return optax.GradientTransformation(
     lambda params: inner.init(trained(params)),
-    lambda grads, state, params=None: inner.update(grads, state, trained(params)),
+    lambda updates, state, params=None: inner.update(updates, state, trained(params)),
   )
 
 
