@@ -27,7 +27,7 @@ lint: $(VENV)/.installed
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 bench: $(VENV)/.installed
-	for name in train act data; do \
+	for name in train act data tokenizers; do \
 	  $(BIN)/python launch/benchmark.py $$name --out=$(RUNS)/bench/$$name.json || exit 1; done
 
 # Rendering cameras needs libEGL or libOSMesa; states alone (the quickstart) need neither.

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import sys
 
 import pytest
 import tiny
@@ -44,6 +45,96 @@ def test_a_train_step_is_measured_at_both_sizes(configs):
       assert figures.pop(f"train_{kind}_{size}_steps_per_wall_s") > 0
       assert figures.pop(f"train_{kind}_{size}_cpu_s_per_step") > 0
   assert not figures
+
+
+def test_encoding_and_decoding_are_measured_by_prefix(configs):
+  figures = importlib.import_module("oat_jax.bench.tokenizers").run(configs, 0.01)
+  for size in ("mt4", "published"):
+    name = f"tokenizer_{size}"
+    calls = ("encode", *(f"decode_k{K}" for K in (1, 2, 4, 8)))
+    assert all(figures.pop(f"{name}_{call}_wall_ms") > 0 for call in calls)
+    costs = {call: figures.pop(f"{name}_{call}_cpu_ms") for call in calls}
+    assert min(costs.values()) > 0
+    both = figures.pop(f"{name}_encode_and_decode_cpu_ms")
+    assert both == pytest.approx(costs["encode"] + costs["decode_k8"])
+    per_s = [figures.pop(f"{name}_encode_batch{rows}_chunks_per_cpu_s") for rows in (1, 41)]
+    flops = [figures.pop(f"{name}_encode_batch{rows}_gflop_per_cpu_s") for rows in (1, 41)]
+    ratio = figures.pop(f"{name}_encode_batch41_over_batch1_rate")
+    assert per_s[0] == pytest.approx(1e3 / costs["encode"])
+    assert ratio == pytest.approx(per_s[1] / per_s[0]) == flops[1] / flops[0]
+  assert not figures
+
+
+def peer(tmp_path, configs, **settings):
+  """Runs the section against a checkout that holds the one file that is looked for."""
+  section = importlib.import_module("oat_jax.bench.peer")
+  file = tmp_path / "checkout" / section.TOKENIZER
+  file.parent.mkdir(parents=True, exist_ok=True)
+  file.touch()
+  return section.run(configs, **({"checkout": str(tmp_path / "checkout")} | settings))
+
+
+def script(tmp_path, text):
+  """An interpreter of its own kind: it is given a program and its arguments, as python is."""
+  file = tmp_path / "python"
+  file.write_text(text)
+  file.chmod(0o755)
+  return str(file)
+
+
+FAKE_PEER = """#!{python}
+import json, sys
+settings = json.loads(sys.argv[3])
+assert settings["batch"] == 8 and settings["width"] == 32 and settings["dropouts"] == [0.1, 0.0]
+print(json.dumps({{"version": "0.0", "threads": settings["threads"], "parameters": 7}}), flush=True)
+for line in sys.stdin:
+  dropout, steps = line.split()
+  seconds = int(steps) * (1000 if dropout == "0.0" else 2000)
+  print(json.dumps({{"cpu_s": 2 * seconds, "wall_s": seconds}}), flush=True)
+"""
+
+
+def test_the_peer_takes_turns_with_our_training_step(tmp_path, configs):
+  python = script(tmp_path, FAKE_PEER.format(python=sys.executable))
+  figures = peer(tmp_path, configs, python=python, scale=0.2)
+  assert figures["peer_batch_rows"] == 8 and figures["peer_torch_version"] == "0.0"
+  assert figures["peer_theirs_parameters"] == 7 and figures["peer_ours_parameters"] > 1000
+  for dropout, theirs in ((0.1, 2000), (0, 1000)):
+    name = f"peer_dropout{dropout}"
+    for unit, wanted in (("wall", theirs), ("cpu", 2 * theirs)):
+      assert figures[f"{name}_theirs_{unit}_s_per_step"] == wanted
+      ours = figures[f"{name}_ours_{unit}_s_per_step"]
+      assert 0 < ours < 60
+      assert figures[f"{name}_speed_up_{unit}"] == pytest.approx(wanted / ours)
+
+
+@pytest.mark.parametrize(
+  ("text", "why"),
+  [
+    ('#!/bin/sh\nexec {python} -S "$@"\n', "ModuleNotFoundError: No module named 'torch'"),
+    ("#!/bin/sh\nexit 3\n", "it ended with code 3"),
+    ("#!/no/such/interpreter\n", "No such file or directory"),
+  ],
+)
+def test_an_interpreter_that_cannot_run_the_peer_is_passed_over(tmp_path, configs, text, why):
+  python = script(tmp_path, text.format(python=sys.executable))
+  assert why in peer(tmp_path, configs, python=python)["peer_passed_over"]
+
+
+def test_the_peer_is_passed_over_where_there_is_none(tmp_path, configs):
+  passed_over = lambda **given: peer(tmp_path, configs, **given)["peer_passed_over"]
+  for given in ({"checkout": None, "python": sys.executable}, {}):
+    assert "--peer names no checkout" in passed_over(**given)
+  wanted = f"--peer={tmp_path} has no oat/tokenizer/oat/tokenizer.py"
+  assert passed_over(checkout=str(tmp_path), python=sys.executable) == wanted
+
+
+def test_the_command_without_a_peer_says_so_and_is_content(tmp_path):
+  out = tmp_path / "peer.json"
+  code, printed, err = tiny.command("launch/benchmark.py", "peer", f"--out={out}")
+  assert code == 0, err
+  why = json.loads(out.read_text())["peer_passed_over"]
+  assert why in printed and "--peer_python" in why
 
 
 def test_the_command_writes_flat_json_with_machine_and_versions(tmp_path):

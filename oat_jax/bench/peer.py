@@ -1,0 +1,171 @@
+"""The training step of OAT's tokenizer beside that of the published PyTorch implementation.
+
+Both train at the published size, with its dropout and without, on the same cores, in turns: forward
+pass, loss, gradients, clipping, AdamW and the moving average, on one batch that stays. The peer is
+a checkout that the user names, and runs in an interpreter of its own, which has torch.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+import contextlib
+import dataclasses
+import functools
+import json
+import pathlib
+import statistics
+import subprocess
+from typing import Any
+
+import jax
+
+from oat_jax import batch as batch_lib
+from oat_jax.bench import clock
+from oat_jax.bench import models
+from oat_jax.parallel import mesh as mesh_lib
+from oat_jax.train import config as config_lib
+from oat_jax.train import optimizer as optimizer_lib
+from oat_jax.train import state as state_lib
+from oat_jax.train import step as step_lib
+
+PROGRAM = pathlib.Path(__file__).with_name("peer_torch.py")
+TOKENIZER = "oat/tokenizer/oat/tokenizer.py"  # of the peer's checkout
+STEPS = 2  # of a turn
+WARM_UP = 8  # steps: on fresh memory the first ones take several times as long
+
+Ask = Callable[[float, int], clock.Cost]  # (dropout, steps) -> cost of one step
+
+
+def run(
+  configs: Mapping[str, Any],
+  scale: float = 1.0,
+  checkout: str | None = None,
+  python: str | None = None,
+) -> dict[str, float | str]:
+  """`configs` holds `tokenizer_published`; `peer_passed_over` says why there are no figures.
+
+  Args:
+    configs: of the shipped files.
+    scale: share of the turns.
+    checkout: of the peer.
+    python: the interpreter that has torch and what else the peer imports.
+  """
+  config = config_lib.freeze(configs["tokenizer_published"])
+  dropouts = (config.model["dropout"], 0.0)
+  try:
+    with _peer(config, dropouts, checkout, python) as (facts, ask):
+      figures: dict[str, float | str] = {
+        "peer_batch_rows": config.batch_size,
+        "peer_threads": facts["threads"],
+        "peer_torch_version": facts["version"],
+        "peer_theirs_parameters": facts["parameters"],
+      }
+      for dropout in dropouts:
+        print(f"both sides train with dropout {dropout:g}", flush=True)
+        model = dict(config.model) | {"dropout": dropout}
+        call, figures["peer_ours_parameters"] = _our_step(dataclasses.replace(config, model=model))
+        turns = {
+          "ours": functools.partial(clock.cost, call, warm_up=0),
+          "theirs": functools.partial(ask, dropout),
+        }
+        figures |= _taking_turns(f"peer_dropout{dropout:g}", turns, max(1, round(7 * scale)))
+      return figures
+  except _PassedOver as why:
+    return {"peer_passed_over": str(why)}
+
+
+class _PassedOver(Exception):
+  """Says why there is no peer to compare with."""
+
+
+def _taking_turns(
+  name: str, turns: Mapping[str, Callable[[int], clock.Cost]], rounds: int
+) -> dict[str, float]:
+  """Medians of each side's turns, and of theirs over ours where the two followed each other."""
+  for turn in turns.values():
+    turn(WARM_UP)
+  costs = [{side: turn(STEPS) for side, turn in turns.items()} for _ in range(rounds)]
+  figures = {}
+  for at, unit in enumerate(clock.Cost._fields):
+    for side in turns:
+      figures[f"{name}_{side}_{unit}_per_step"] = statistics.median(c[side][at] for c in costs)
+    ratios = [c["theirs"][at] / c["ours"][at] for c in costs]
+    figures[f"{name}_speed_up_{unit.removesuffix('_s')}"] = statistics.median(ratios)
+  return figures
+
+
+def _our_step(config: config_lib.Config) -> tuple[Callable[[], Any], int]:
+  """Returns a compiled, donated training step and the number of trained parameters."""
+  mesh = mesh_lib.make_mesh(config.mesh)
+  model, params = models.tokenizer(config.model)
+  count = sum(x.size for x in jax.tree.leaves(params["network"]))
+  optimizer = optimizer_lib.make(config.optimizer, config.steps)
+  state, shardings = state_lib.create(lambda: params, model.axes(), optimizer, mesh)
+  batch = batch_lib.fake(models.SPEC, config.batch_size)
+  batch = jax.device_put(batch, mesh_lib.batch_sharding(mesh))
+  step = step_lib.compile_train_step(
+    model.loss, optimizer, config.optimizer, config.seed, mesh, shardings
+  )
+
+  def call():
+    nonlocal state
+    state, metrics = step(state, batch)
+    return metrics
+
+  return call, count
+
+
+@contextlib.contextmanager
+def _peer(
+  config: config_lib.Config, dropouts: tuple[float, ...], checkout: str | None, python: str | None
+) -> Iterator[tuple[dict[str, Any], Ask]]:
+  """Starts the peer's program and yields (what it says about itself, `ask`)."""
+  if jax.default_backend() != "cpu":
+    raise _PassedOver("the peer is compared on the CPU: set JAX_PLATFORMS=cpu")
+  if not checkout or not python:
+    raise _PassedOver("--peer names no checkout, or --peer_python no interpreter that has torch")
+  if not (pathlib.Path(checkout) / TOKENIZER).is_file():
+    raise _PassedOver(f"--peer={checkout} has no {TOKENIZER}")
+  command = [python, PROGRAM, checkout, json.dumps(_settings(config, dropouts))]
+  try:
+    process = subprocess.Popen(
+      command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+    )
+  except OSError as error:
+    raise _PassedOver(f"--peer_python={python}: {error.strerror}") from error
+
+  lines = process.stdout
+  assert lines is not None  # it is a pipe
+
+  def answer() -> dict[str, Any]:
+    line = lines.readline()
+    values = json.loads(line) if line else {"error": f"it ended with code {process.wait()}"}
+    if "error" in values:
+      raise _PassedOver(f"--peer_python={python}: {values['error']}")
+    return values
+
+  def ask(dropout: float, steps: int) -> clock.Cost:
+    print(dropout, steps, file=process.stdin)
+    values = answer()
+    return clock.Cost(values["cpu_s"] / steps, values["wall_s"] / steps)
+
+  with process:
+    try:
+      yield answer(), ask
+    finally:
+      process.kill()
+
+
+def _settings(config: config_lib.Config, dropouts: tuple[float, ...]) -> dict[str, Any]:
+  """What the two sides share; the peer's nested dropout is the published one, powers of two."""
+  model, optimizer, spec = config.model, config.optimizer, models.SPEC
+  sizes = ("num_tokens", "levels", "width", "head_width", "encoder_layers", "decoder_layers")
+  return {name: model[name] for name in sizes} | {
+    "dropouts": dropouts,
+    "threads": int(clock.machine()["cores"]),
+    "batch": config.batch_size,
+    "horizon": spec.action_horizon,
+    "action_dim": spec.action_dim,
+    "learning_rate": optimizer.learning_rate,
+    "betas": (optimizer.b1, optimizer.b2),
+    "clip": optimizer.clip,
+    "ema_power": optimizer.ema_power,
+  }
