@@ -32,6 +32,7 @@ def get_config(variant: str = "mt4") -> ConfigDict:
   config.model.mlp_ratio = same.mlp_ratio
   config.model.dropout = same.dropout
   config.model.patch = same.patch
+  config.model.shortcut = same.shortcut
   config.model.normalization = same.normalization
   config.model.cumulative_weight = same.cumulative_weight
   config.model.cumulative_dims = same.cumulative_dims

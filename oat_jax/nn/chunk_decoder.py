@@ -29,6 +29,8 @@ class ChunkDecoder(nn.Module):
   patch: int = 1  # steps that one query stands for
   dropout: float = 0.0
   dtype: Any = jnp.float32
+  # Hidden width of an MLP from all latents to the queries, beside the attention; 0 for none.
+  shortcut: int = 0
 
   def setup(self):
     D, P = self.width, self.horizon // self.patch
@@ -48,6 +50,8 @@ class ChunkDecoder(nn.Module):
       dropout=self.dropout,
       dtype=self.dtype,
     )
+    if self.shortcut:
+      self.to_queries = linear.Perceptron(self.shortcut, P * D, dtype=self.dtype)
     self.to_actions = linear.Linear(self.patch * self.action_dim, "embed", None)
 
   def __call__(
@@ -58,6 +62,8 @@ class ChunkDecoder(nn.Module):
     x_BND = self.from_latent(latents_BNL) + self.latent_positions_ND.astype(self.dtype)
     x_BND = jnp.where(kept_BN[..., None], x_BND, self.masked_1D.astype(x_BND.dtype))
     queries_BPD = self.queries_PD[None].astype(x_BND.dtype)
+    if self.shortcut:
+      queries_BPD += self.to_queries(x_BND.reshape(B, -1)).reshape(B, P, D)
     # Dropout masks differ by row, so the rows part here already.
     if self.dropout and not deterministic:
       queries_BPD = jnp.broadcast_to(queries_BPD, (B, P, D))

@@ -40,6 +40,20 @@ class Linear(nn.Module):
     return contract(x.astype(self.dtype), w) + b.astype(self.dtype)
 
 
+class Perceptron(nn.Module):
+  """One hidden layer: y = gelu(x w_1 + b_1) w_2 + b_2."""
+
+  hidden: int  # F
+  features: int
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    h_BF = nn.gelu(Linear(self.hidden, None, "mlp", dtype=self.dtype, name="up")(x))
+    h_BF = partitioning.constrain(h_BF, "batch", "mlp")
+    return Linear(self.features, "mlp", None, dtype=self.dtype, name="down")(h_BF)
+
+
 class Embed(nn.Module):
   """A table looked up by integer ids."""
 

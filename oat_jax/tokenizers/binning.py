@@ -63,25 +63,20 @@ def make(config: Config, spec: BatchSpec, statistics: tokenizer_lib.Statistics |
     fitted = {"edges": edges.astype(np.float32), "values": values.astype(np.float32)}
     return {"statistics": known, "fitted": fitted}
 
-  def encode(params, actions_BCA, action_mask_BC=None, dataset_B=None):
+  def encode(params, actions_BCA, action_mask_BC, dataset_B=None):
     known = params["statistics"]
-    x_BCA = jnp.asarray(actions_BCA, jnp.float32)
-    if action_mask_BC is not None:
-      x_BCA = jnp.where(action_mask_BC[..., None], x_BCA, _rows(known["mean"], dataset_B))
+    x_BCA = jnp.where(action_mask_BC[..., None], actions_BCA, _rows(known["mean"], dataset_B))
     x_BCA = tokenizer_lib.normalize(known, x_BCA, dataset_B)
     edges_BAX = _rows(params["fitted"]["edges"], dataset_B)[:, 0]
     edges_BAX = jnp.broadcast_to(edges_BAX, (len(x_BCA), *edges_BAX.shape[1:]))
     find = jax.vmap(lambda edges_X, x_C: jnp.searchsorted(edges_X, x_C, side="right"), (0, 1), 1)
     return jax.vmap(find)(edges_BAX, x_BCA).reshape(-1, C * A)
 
-  def decode(params, tokens_BN, num_tokens=None, dataset_B=None):
+  def decode(params, tokens_BN, num_tokens, dataset_B=None):
     known = params["statistics"]
-    bins_BCA = jnp.clip(tokens_BN, 0, V - 1).reshape(-1, C, A)
     datasets = 0 if dataset_B is None else dataset_B[:, None, None]
-    x_BCA = jnp.asarray(params["fitted"]["values"])[datasets, np.arange(A), bins_BCA]
+    x_BCA = params["fitted"]["values"][datasets, np.arange(A), tokens_BN.reshape(-1, C, A)]
     x_BCA = tokenizer_lib.denormalize(known, x_BCA, dataset_B)
-    if num_tokens is None:
-      return x_BCA
     said_CA = (jnp.arange(C * A) < num_tokens).reshape(C, A)
     return jnp.where(said_CA, x_BCA, _rows(known["mean"], dataset_B))
 
@@ -90,7 +85,7 @@ def make(config: Config, spec: BatchSpec, statistics: tokenizer_lib.Statistics |
 
 def _rows(x: jax.Array, dataset_B: jax.Array | None) -> jax.Array:
   """(datasets, A, ...) -> (B or 1, 1, A, ...)."""
-  return (x[:1] if dataset_B is None else jnp.asarray(x)[dataset_B])[:, None]
+  return (x[:1] if dataset_B is None else x[dataset_B])[:, None]
 
 
 def _quantile_bins(x_X: np.ndarray, bins: int) -> tuple[np.ndarray, np.ndarray]:

@@ -84,15 +84,13 @@ def make(config: Config, spec: BatchSpec, statistics: tokenizer_lib.Statistics |
     }
     return {"statistics": known, "fitted": fitted}
 
-  def encode(params, actions_BCA, action_mask_BC=None, dataset_B=None):
+  def encode(params, actions_BCA, action_mask_BC, dataset_B=None):
     args = params, actions_BCA, action_mask_BC, dataset_B
     traced = not all(map(tokenizer_lib.concrete, jax.tree.leaves(args)))
     xp = jnp if traced else np
     params, actions_BCA, action_mask_BC, dataset_B = jax.tree.map(xp.asarray, args)
-    x_BCA: Any = xp.asarray(actions_BCA, np.float32)
-    x_BCA = tokenizer_lib.normalize(params["statistics"], x_BCA, dataset_B)
-    if action_mask_BC is not None:
-      x_BCA = xp.where(action_mask_BC[..., None], x_BCA, np.nan)  # steps to hold
+    x_BCA: Any = tokenizer_lib.normalize(params["statistics"], actions_BCA, dataset_B)
+    x_BCA = xp.where(action_mask_BC[..., None], x_BCA, np.nan)  # steps to hold
     fitted = params["fitted"]
     args = x_BCA, fitted["bpe_json"], fitted["min_token"], fitted["max_token"]
     if not traced:
@@ -119,9 +117,7 @@ def make(config: Config, spec: BatchSpec, statistics: tokenizer_lib.Statistics |
   def read(params, tokens_BN, num_tokens):
     """Returns coefficients (B, C * A), int32, and whether strict decoding accepts them (B,)."""
     fitted = params["fitted"]
-    said_BN = tokens_BN != pad_id
-    if num_tokens is not None:
-      said_BN &= jnp.arange(N) < num_tokens
+    said_BN = (tokens_BN != pad_id) & (jnp.arange(N) < num_tokens)
     said_BN = jnp.cumprod(said_BN, -1, dtype=jnp.int32)
     bytes_BM, length_B = _spell(fitted, tokens_BN, said_BN, 4 * C * A)
     codes_BM, sizes_BM = _characters(bytes_BM)
@@ -134,8 +130,8 @@ def make(config: Config, spec: BatchSpec, statistics: tokenizer_lib.Statistics |
     whole_B = (starts_BM.sum(-1) == C * A) & (sizes_BM.sum(-1) == length_B)
     return jax.vmap(put)(places_BM, values_BM), whole_B
 
-  def decode(params, tokens_BN, num_tokens=None, dataset_B=None):
-    values_BN, whole_B = read(params, jnp.asarray(tokens_BN), num_tokens)
+  def decode(params, tokens_BN, num_tokens, dataset_B=None):
+    values_BN, whole_B = read(params, tokens_BN, num_tokens)
     if config.decoding == "strict":
       values_BN = jnp.where(whole_B[:, None], values_BN, 0)
     values_BCA = values_BN.reshape(-1, C, A) / jnp.float32(config.scale)
@@ -143,8 +139,8 @@ def make(config: Config, spec: BatchSpec, statistics: tokenizer_lib.Statistics |
     x_BCA = jnp.einsum("fc,bfa->bca", basis_CC, values_BCA, precision=jax.lax.Precision.HIGHEST)
     return tokenizer_lib.denormalize(params["statistics"], x_BCA, dataset_B)
 
-  def decodable(params, tokens_BN, num_tokens=None):
-    return read(params, jnp.asarray(tokens_BN), num_tokens)[1]
+  def decodable(params, tokens_BN, num_tokens=N):
+    return read(params, tokens_BN, num_tokens)[1]
 
   return Tokenizer(
     encode=encode,

@@ -50,6 +50,10 @@ class Config:
   decoder_layers: int = 4
   mlp_ratio: int = 4
   dropout: float = 0.1
+  # Hidden width of two MLPs beside the attention: from the whole chunk to the registers' first
+  # values, and from all latents to the decoder's queries. Registers that begin alike, as published
+  # (0), learn slowly to say different things: attention hardly tells chunks apart at first.
+  shortcut: int = 0
   # This many steps make one encoder token and one decoder query: shorter sequences, same chunk.
   patch: int = 1
   normalization: str = "min_max"
@@ -69,6 +73,7 @@ class Config:
     counts = ("num_tokens", "width", "head_width", "encoder_layers", "decoder_layers")
     for name in (*counts, "mlp_ratio", "patch", "prefixes"):
       config_lib.at_least(getattr(self, name), 1, f"config.model.{name}")
+    config_lib.at_least(self.shortcut, 0, "config.model.shortcut")
     config_lib.between(self.dropout, 0, 0.99, "config.model.dropout")
     config_lib.between(self.keep_all, 0, 1, "config.model.keep_all")
     if self.width % self.head_width:
@@ -108,9 +113,21 @@ class Network(nn.Module):
     self.encoder = transformer.Transformer(
       c.encoder_layers, D, heads, c.mlp_ratio * D, dropout=c.dropout, dtype=dtype
     )
+    if c.shortcut:
+      self.to_registers = linear.Perceptron(c.shortcut, c.num_tokens * D, dtype)
     self.to_latent = linear.Linear(len(c.levels), "embed", None)
     self.decoder = chunk_decoder.ChunkDecoder(
-      C, A, c.num_tokens, D, heads, c.decoder_layers, c.mlp_ratio * D, c.patch, c.dropout, dtype
+      horizon=C,
+      action_dim=A,
+      num_latents=c.num_tokens,
+      width=D,
+      num_heads=heads,
+      num_layers=c.decoder_layers,
+      mlp_width=c.mlp_ratio * D,
+      patch=c.patch,
+      shortcut=c.shortcut,
+      dropout=c.dropout,
+      dtype=dtype,
     )
 
   def encode(self, actions_BCA, action_mask_BC, deterministic=True):
@@ -124,6 +141,8 @@ class Network(nn.Module):
     )
     x_BPD = self.embed_actions(steps_BCX.reshape(B, P, -1)) + self.encoder_positions_PD
     registers_BND = jnp.broadcast_to(self.registers_ND, (B, N, c.width)).astype(x_BPD.dtype)
+    if c.shortcut:
+      registers_BND += self.to_registers(steps_BCX.reshape(B, -1)).reshape(B, N, c.width)
     x_BTD = partitioning.constrain(jnp.concatenate([x_BPD, registers_BND], 1), "batch", None, None)
     visible_BP = action_mask_BC.reshape(B, P, c.patch).any(-1)
     columns_BT = jnp.concatenate([visible_BP, jnp.ones((B, N), bool)], 1)

@@ -44,6 +44,7 @@ class Config:
   mlp_ratio: int = 4
   dropout: float = 0.1
   patch: int = 1  # steps that one decoder query stands for
+  shortcut: int = 0  # hidden width of an MLP from all latents to the decoder's queries
   normalization: str = "min_max"
   cumulative_weight: float = 0.0  # these two: see `tokenizer.reconstruction_loss`
   cumulative_dims: tuple[int, ...] = ()
@@ -55,6 +56,7 @@ class Config:
     for name in (*counts, "mlp_ratio", "patch"):
       config_lib.at_least(getattr(self, name), 1, f"config.model.{name}")
     config_lib.at_least(self.kernel, 2, "config.model.kernel")
+    config_lib.at_least(self.shortcut, 0, "config.model.shortcut")
     config_lib.between(self.dropout, 0, 0.99, "config.model.dropout")
     if self.width % self.head_width:
       raise ValueError(
@@ -88,7 +90,17 @@ class Network(nn.Module):
     )
     self.to_latent = linear.Linear(len(c.levels), "embed", None)
     self.decoder = chunk_decoder.ChunkDecoder(
-      C, A, N, D, heads, c.decoder_layers, c.mlp_ratio * D, c.patch, c.dropout, dtype
+      horizon=C,
+      action_dim=A,
+      num_latents=N,
+      width=D,
+      num_heads=heads,
+      num_layers=c.decoder_layers,
+      mlp_width=c.mlp_ratio * D,
+      patch=c.patch,
+      shortcut=c.shortcut,
+      dropout=c.dropout,
+      dtype=dtype,
     )
 
   def encode(self, actions_BCA, action_mask_BC, deterministic=True):
@@ -141,10 +153,7 @@ def make(config: Config, spec: BatchSpec, statistics: tokenizer_lib.Statistics |
   def apply(params, *args, method: Any = None, **kwargs) -> Any:
     return network.apply({"params": params["network"]}, *args, method=method, **kwargs)
 
-  def encode(params, actions_BCA, action_mask_BC=None, dataset_B=None):
-    actions_BCA = jnp.asarray(actions_BCA, jnp.float32)
-    if action_mask_BC is None:
-      action_mask_BC = jnp.ones(actions_BCA.shape[:2], bool)
+  def encode(params, actions_BCA, action_mask_BC, dataset_B=None):
     x_BCA = tokenizer_lib.normalize(params["statistics"], actions_BCA, dataset_B)
     codes_BNL = fsq.quantize(apply(params, x_BCA, action_mask_BC, method="encode"), config.levels)
     return fsq.ids(codes_BNL, config.levels)

@@ -301,7 +301,8 @@ def _checked(tokenizer: Tokenizer) -> Tokenizer:
     run = jit_decode if concrete(tokens_BN) else tokenizer.decode
     return run(params, tokens_BN, num_tokens, dataset)
 
-  return tokenizer._replace(encode=encode, decode=decode)
+  decodable = None if tokenizer.decodable is None else jax.jit(tokenizer.decodable)
+  return tokenizer._replace(encode=encode, decode=decode, decodable=decodable)
 
 
 def check_num_tokens(num_tokens: Any, max_tokens: int) -> None:

@@ -165,10 +165,7 @@ def make(config: Config, spec: BatchSpec, statistics: tokenizer_lib.Statistics |
   def apply(params, *args, method: str) -> Any:
     return network.apply({"params": params["network"]}, *args, method=method)
 
-  def encode(params, actions_BCA, action_mask_BC=None, dataset_B=None):
-    actions_BCA = jnp.asarray(actions_BCA, jnp.float32)
-    if action_mask_BC is None:
-      action_mask_BC = jnp.ones(actions_BCA.shape[:2], bool)
+  def encode(params, actions_BCA, action_mask_BC, dataset_B=None):
     x_BCA = tokenizer_lib.normalize(params["statistics"], actions_BCA, dataset_B)
     z_BZ = apply(params, x_BCA, action_mask_BC, method="encode")
     return quantize(params["codebook"]["codes_NVZ"], z_BZ)[0].T

@@ -1,0 +1,93 @@
+r"""The comparison of tokenizers at one budget: what launch/compare.py trains, fits and measures.
+
+  python launch/compare.py tokenizers --config=configs/compare.py:mt4 --data=DIR --out=runs/compare
+
+Variants (the part behind the colon):
+  mt4     MetaWorld MT4 demonstrations, chunk 32; learned tokenizers 2000 steps at batch 128
+  bridge  BridgeData V2's features, chunk 8; on 25 episodes of 10 steps a check that all of it runs
+  mini    mt4 with a few steps and windows, to see every stage run; learns nothing
+"""
+
+import pathlib
+import runpy
+
+from ml_collections import ConfigDict
+
+
+def _run(file: str, **model) -> ConfigDict:
+  """Returns the mt4 variant of a config file beside this one, with changes of its model."""
+  path = pathlib.Path(__file__).with_name(f"{file}.py")
+  config = runpy.run_path(str(path))["get_config"]("mt4")
+  config.model.update(model)
+  return config
+
+
+def get_config(variant: str = "mt4") -> ConfigDict:
+  if variant not in ("mt4", "bridge", "mini"):
+    raise ValueError(f"unknown variant '{variant}'; there are mt4, bridge and mini")
+  config = ConfigDict()
+  config.seeds = (0, 1, 2)
+  config.windows = 4096
+
+  oat = lambda **model: _run("tokenizer_oat", **model)
+  quest = lambda **model: _run("tokenizer_quest", **model)
+  fast = lambda **model: _run("tokenizer_fast", normalization="min_max", **model)
+  config.methods = ConfigDict()
+  config.methods.oat = oat()
+  config.methods.oat_block = oat(blocks=(1, 1, 2, 4))
+  # Without ordering: always all tokens; and all subsets alike, so that a mask is nothing new.
+  config.methods.oat_unordered = oat(nested_dropout="none")
+  config.methods.oat_random_subsets = oat(nested_dropout="random_subsets")
+  config.methods.quest = quest()
+  for N in (1, 2, 4):
+    config.methods[f"quest_{N}"] = quest(num_tokens=N)
+  config.methods.vq = _run("tokenizer_vq")
+  config.methods.bin = _run("tokenizer_bin", normalization="min_max")
+  config.methods.fast = fast()
+  config.methods.fast_strict = fast(decoding="strict")
+
+  # A small policy, the same over all of them: how well can the tokens be told?
+  config.modelability = _run("policy_oat", width=64, head_width=32, layers=2)
+  config.modelability_seeds = (0,)
+
+  config.ceiling = ConfigDict()
+  config.ceiling.num_tokens = (1, 2, 4, 8)
+  config.ceiling.replan = 8
+  config.ceiling.episodes = 25
+  config.ceiling.max_steps = 300
+  config.ceiling_seeds = (0,)
+
+  config.pairs = (
+    ("oat@8", "oat@4"),
+    ("oat@8", "quest|vq|oat_unordered"),
+    *((f"oat@{N}", f"quest_{N}") for N in (1, 2, 4)),
+    *((f"oat_unordered@{K}", f"oat@{K}") for K in (1, 2, 4)),
+    *((f"oat_random_subsets@{K}", f"oat@{K}") for K in (1, 2, 4)),
+  )
+  config.pictured = ("oat", "oat_random_subsets", "oat_unordered")
+
+  steps, batch_size = {"mt4": (2000, 128), "bridge": (200, 64), "mini": (10, 16)}[variant]
+  runs = [*config.methods.values(), config.modelability]
+  for run in runs:
+    if variant == "bridge":
+      run.data.task, run.data.action_horizon = "", 8
+      if "patch" in run.model:
+        run.model.patch = 1
+    run.batch_size = batch_size
+    if run.steps > 1:  # those that are fitted have one
+      run.steps = steps
+  config.modelability.steps, config.modelability.batch_size = {
+    "mt4": (1500, 64),
+    "bridge": (200, 64),
+    "mini": (10, 16),
+  }[variant]
+  for run in runs:
+    run.evaluate_every = run.save_every = 500
+    run.evaluate_windows = 1024
+  if variant == "mini":
+    config.seeds, config.windows = (0,), 64
+    config.ceiling.num_tokens, config.ceiling.episodes, config.ceiling.max_steps = (1, 8), 1, 40
+    for run in runs:
+      run.log_every = run.evaluate_every = run.save_every = 5
+      run.evaluate_windows, run.fit_windows = 64, 1000
+  return config

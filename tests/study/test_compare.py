@@ -1,0 +1,330 @@
+"""The comparison of tokenizers in miniature: what its report says, and what is not done twice."""
+
+import json
+import re
+
+import jax
+from matplotlib import image
+import numpy as np
+import pytest
+import tiny
+
+from oat_jax.data import pipeline
+from oat_jax.envs import env as env_lib
+from oat_jax.envs import vector
+from oat_jax.study import compare
+from oat_jax.study import compare_report
+from oat_jax.study import measure
+from oat_jax.train import inputs
+from oat_jax.train import loop
+from oat_jax.train import models
+
+EXAMPLE = "examples.linear_tokenizer"
+METHODS = ("oat", "bin")
+SEEDS = {"oat": ["0", "1"], "bin": ["0"], EXAMPLE: ["3"]}  # one, where there is nothing random
+A, C, N_BIN = 4, 8, 32  # as many dimensions as the suite of the ceiling
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+  return tiny.write_dataset(tmp_path_factory.mktemp("compare") / "data", action_dim=A)
+
+
+def values(**changes):
+  oat = tiny.run_values("tokenizer", "", steps=4, evaluate_every=4, save_every=4)
+  policy = tiny.run_values("policy", "", steps=2)
+  return {
+    "methods": {
+      "oat": oat,
+      "bin": oat | {"model": {"name": "bin"}, "steps": 1},
+      "vq": oat | {"model": {"name": "vq", "width": 8, "latent": 4, "codes": 16}},
+    },
+    "modelability": policy,
+    "ceiling": {"num_tokens": (1, 8), "replan": 4, "episodes": 1, "max_steps": 8},
+    "seeds": (0, 1),
+    "modelability_seeds": (0,),
+    "ceiling_seeds": (0,),
+    "windows": 20,
+    "pairs": (("oat@8", "oat@4"), ("oat", "bin|vq"), ("vq@1", "oat@1"), ("oat@3", "bin")),
+    "pictured": ("oat", "vq"),
+  } | changes
+
+
+class Simulator:
+  """Every episode succeeds where what is executed is what the expert wants, to one tenth."""
+
+  started = []
+
+  def __init__(self, suite_name, processes=None, *, observation_steps, max_steps):
+    self.max_steps = max_steps
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *error):
+    pass
+
+  def expert_chunks(self, steps, active_B):
+    return np.full((len(active_B), steps, A), 0.5, np.float32)
+
+  def start(self, pairs):
+    self.started.append(list(pairs))
+    self.near, self.steps = np.ones(len(pairs), bool), np.zeros(len(pairs), np.int32)
+    return self._state()
+
+  def step(self, actions_BRA, active_B):
+    self.near &= (np.abs(actions_BRA - 0.5) < 0.1).all((1, 2))
+    self.steps = self.steps + actions_BRA.shape[1]
+    return self._state()
+
+  def _state(self):
+    done = self.steps >= self.max_steps
+    mask = np.ones((len(done), 2), bool)
+    return vector.VectorState({}, mask, done, done & self.near, self.steps)
+
+
+@pytest.fixture(scope="module")
+def simulator():
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(vector, "VectorEnv", Simulator)
+    patch.setattr(env_lib, "versions", lambda suite: {})
+    yield
+
+
+@pytest.fixture(scope="module")
+def compared(data, simulator, tmp_path_factory):
+  """The directory of oat, bin and one by a module's path; vq is left out."""
+  out = tmp_path_factory.mktemp("compare") / "out"
+  run = lambda *methods, **how: compare.run(values(), data, out, methods=methods, **how)
+  assert run(EXAMPLE, seeds=(3,), stages=("train",)) == out / "report"
+  assert not (out / "report").exists()
+  run(*METHODS, suite="metaworld/mt4", stages=("train", "ceiling"))
+  run("oat", suite="metaworld/mt4", stages=("model", "report"))
+  return out
+
+
+@pytest.fixture(scope="module")
+def content(compared):
+  return json.loads((compared / "report" / "comparison.json").read_text())
+
+
+def test_every_method_is_there_with_each_of_its_seeds(content):
+  assert {name: list(each["by_seed"]) for name, each in content["methods"].items()} == SEEDS
+  assert content["missing"] == ["vq: not run"]
+  assert content["methods"][EXAMPLE]["facts"]["steps"] == 4  # the learned ones' budget
+  assert content["methods"]["bin"]["facts"]["steps"] == 1
+  for name, each in content["methods"].items():
+    assert each["seconds"]["tokenizer"] > 0
+    assert list(each["ceiling"]) == (["0"] if name in METHODS else [])
+  assert list(content["methods"]["oat"]["model"]["by_seed"]) == ["0"]
+  assert content["methods"]["oat"]["seconds"]["model"] > 0
+  assert content["methods"]["bin"]["model"] is content["methods"][EXAMPLE]["model"] is None
+
+
+def test_figures_are_means_over_seeds(content):
+  each = content["methods"]["oat"]
+  for name in ("mse", "drift", "worst_dimension_mse", "tokens_per_chunk"):
+    mean = np.mean([figures[name] for figures in each["by_seed"].values()])
+    assert each["mean"][name] == pytest.approx(mean)
+  curves = [figures["prefixes"]["mse"] for figures in each["by_seed"].values()]
+  assert not np.allclose(*curves)
+  np.testing.assert_allclose(each["mean"]["prefixes"]["mse"], np.mean(curves, 0))
+  assert each["rises"] == [bool((np.diff(curve) > 0).any()) for curve in curves]
+
+
+def test_what_is_measured_is_what_the_tokenizer_does(compared, content, data):
+  trained = models.load(compared / "oat" / "seed1" / "tokenizer")
+  windows = inputs.evenly(inputs.load(trained.config.data, images=False).validation, 20)
+  batch, valid_B = next(pipeline.epoch(windows, len(windows)))
+  assert valid_B.all()
+  found = jax.jit(trained.model.evaluate)(trained.params, batch)
+  figures = content["methods"]["oat"]["by_seed"]["1"]
+  np.testing.assert_allclose(figures["prefixes"]["mse"], found["mse"].mean(0), rtol=1e-5)
+  assert figures["mse"] == figures["prefixes"]["mse"][-1]
+  assert figures["tokens_per_chunk"] == 8
+  assert figures["bits_per_chunk"] == pytest.approx(8 * np.log2(1000))
+  assert figures["codes"]["used"] == len(np.unique(found["tokens"]))
+  assert figures["worst_dimension_mse"] >= figures["mse"] * 0.99
+  assert set(figures["cpu_us"]) == {"encode", "decode"}
+  assert all(cost > 0 for costs in figures["cpu_us"].values() for cost in costs.values())
+  bins = content["methods"]["bin"]["mean"]
+  assert bins["tokens_per_chunk"] == N_BIN and bins["bits_per_chunk"] == N_BIN * 8
+  assert bins["mse"] < 1e-4 < figures["mse"]
+  for each in content["methods"].values():
+    for shares in each["mean"]["decodable"].values():
+      assert shares == {"decodable": 1, "finite": 1, "in_range": 1}
+
+
+def test_units_are_the_same_whatever_a_tokenizer_normalises_by(compared):
+  trained = models.load(compared / "bin" / "seed0" / "tokenizer")
+  windows = inputs.evenly(inputs.load(trained.config.data, images=False).validation, 20)
+  units = {name: np.asarray(trained.params["statistics"][name]) for name in ("offset", "scale")}
+  once = measure.tokenizer(trained, windows, units, 4)["figures"]
+  twice = measure.tokenizer(trained, windows, units | {"scale": 2 * units["scale"]}, 4)["figures"]
+  assert twice["mse"] == pytest.approx(4 * once["mse"], rel=1e-4)
+  assert twice["drift"] == pytest.approx(2 * once["drift"], rel=1e-4)
+
+
+def test_the_bits_of_a_policy_are_its_cross_entropy(compared, content):
+  trained = models.load(compared / "oat" / "seed0" / "model")
+  windows = inputs.evenly(inputs.load(trained.config.data, images=False).validation, 20)
+  batch, _ = next(pipeline.epoch(windows, len(windows)))
+  score = jax.jit(lambda params, batch: trained.model.evaluate(params, batch)["cross_entropy"])
+  nats_BN = np.asarray(score(trained.params, batch))
+  model = content["methods"]["oat"]["model"]["mean"]
+  assert model["bits"] == pytest.approx(nats_BN.sum(1).mean() / np.log(2), rel=1e-4)
+  assert model["sampled_mse"] > content["methods"]["bin"]["mean"]["mse"]
+
+
+def test_pairs_are_compared_on_the_same_episodes(compared, content):
+  pairs = {(pair["first"], pair["second"]): pair for pair in content["pairs"]}
+  # vq was not run: the best of bin and it is bin. Bin's 3 first tokens were not kept by episode.
+  assert set(pairs) == {("oat@8", "oat@4"), ("oat@8", f"bin@{N_BIN}")}
+  pair = pairs["oat@8", "oat@4"]
+  by_episode = [
+    json.loads((compared / "oat" / f"seed{seed}" / "tokenizer.json").read_text())["by_episode"]
+    for seed in (0, 1)
+  ]
+  eight, four = (np.mean([each[K] for each in by_episode], 0) for K in ("8", "4"))
+  assert pair["difference"]["mean"] == pytest.approx((eight - four).mean())
+  mse_N = content["methods"]["oat"]["mean"]["prefixes"]["mse"]
+  assert pair["mse"] == pytest.approx([mse_N[7], mse_N[3]])
+  assert pair["ratio"] == pytest.approx(mse_N[7] / mse_N[3])
+  assert set(pair["ratio_by_seed"]) == {"0", "1"}
+  assert set(pairs["oat@8", f"bin@{N_BIN}"]["ratio_by_seed"]) == {"0"}
+
+
+def test_the_best_of_several_is_the_one_with_the_lowest_error():
+  def measured(*mse):
+    by_episode = {str(K + 1): [value] for K, value in enumerate(mse)}
+    figures = {"prefixes": {"mse": list(mse)}}
+    facts = {"max_tokens": len(mse)}
+    return {0: {"tokenizer": {"figures": figures, "facts": facts, "by_episode": by_episode}}}
+
+  found = {"a": measured(3, 2), "b": measured(1)}
+  assert compare_report.best(found, "a|b|none") == ("b", 1)
+  assert compare_report.best(found, "a@1|none") == ("a", 1)
+  assert compare_report.best(found, "a") == ("a", 2)
+  assert compare_report.best(found, "b@2|none") is None
+
+
+def test_the_ceiling_runs_every_prefix_of_a_learned_tokenizer_and_the_expert_once(content):
+  rates = {name: content["methods"][name]["ceiling"]["0"] for name in METHODS}
+  # A fitted tokenizer needs all of its tokens.
+  assert {name: list(by_k) for name, by_k in rates.items()} == {
+    "oat": ["1", "8"],
+    "bin": [str(N_BIN)],
+  }
+  assert content["expert"]["k"] == content["expert"]["n"] == 4
+  assert rates["bin"][str(N_BIN)]["k"] == 4 and rates["oat"]["1"]["k"] == 0
+  assert len(Simulator.started) == 1 + 2 + 1
+  assert all(pairs == Simulator.started[0] for pairs in Simulator.started)
+
+
+def test_the_text_shows_the_figures(compared, content):
+  text = (compared / "report" / "comparison.md").read_text()
+  for name, each in content["methods"].items():
+    assert f"| {name} |" in text and f"{each['mean']['mse']:.3g}" in text
+  assert "**Missing:** vq: not run." in text and "The expert itself: 100 % (51-100)." in text
+  assert "Every decoded chunk was finite" in text and "Means of up to 2 seeds" in text
+  names = re.findall(r"!\[.+?\]\((.+?)\)", text)
+  assert set(names) == {path.name for path in (compared / "report").glob("*.png")}
+  assert len(names) == 4
+  for name in names:
+    pixels_HWC = image.imread(compared / "report" / name)
+    assert 300 < min(pixels_HWC.shape[:2]) and max(pixels_HWC.shape[:2]) < 3000
+  rows = [line for line in text.splitlines() if line.startswith("| oat |")]
+  assert len(rows) == 5 and "nan" not in text
+
+
+def files(out):
+  """{file: time of its last change} of all that is not the report."""
+  paths = [p for p in out.glob("*/seed*/**/*") if p.is_file() and p.name != ".lock"]
+  changed = {p: p.stat().st_mtime_ns for p in paths if p.name != "config.json"}
+  assert len(changed) > 50
+  return changed
+
+
+def test_a_second_call_trains_and_measures_nothing(compared, content, data, capsys, monkeypatch):
+  before, episodes = files(compared), len(Simulator.started)
+  monkeypatch.setattr(loop, "_steps", None)
+  monkeypatch.setattr(measure, "tokenizer", None)
+  monkeypatch.setattr(measure, "model", None)
+  again = lambda *methods, **how: compare.run(
+    values(), data, compared, methods=methods, suite="metaworld/mt4", **how
+  )
+  again(*METHODS, stages=("train", "ceiling"))
+  again("oat", stages=("model", "report"))
+  assert files(compared) == before and len(Simulator.started) == episodes
+  assert capsys.readouterr().out.count("measured already") == 3 + 1
+  again = json.loads((compared / "report" / "comparison.json").read_text())
+  assert again == content
+
+
+def test_the_report_of_other_methods_keeps_these(compared, content, data):
+  compare.run(values(), data, compared, methods=("bin",), stages=("report",))
+  again = json.loads((compared / "report" / "comparison.json").read_text())
+  assert again["methods"] == content["methods"]
+
+
+def test_measurements_of_other_windows_are_not_mixed_in(compared, data):
+  with pytest.raises(ValueError, match="holds no tokenizer measured on these.*bin, .*, oat"):
+    compare.run(values(windows=10), data, compared, stages=("report",))
+
+
+def test_another_dataset_is_another_directory(compared, tmp_path):
+  other = tiny.write_dataset(tmp_path / "other", action_dim=A, seed=7)
+  with pytest.raises(ValueError, match="holds another run(.|\n)*dataset_fingerprint"):
+    compare.run(values(), other, compared, methods=("oat",), stages=("train",))
+
+
+def bad(name, **changes):
+  methods = values()["methods"]
+  return {"methods": methods | {name: methods[name] | changes}}
+
+
+@pytest.mark.parametrize(
+  ("changes", "how", "message"),
+  [
+    ({}, {"methods": ("oats",)}, "there is no method 'oats'; did you mean 'oat'"),
+    ({}, {"methods": ("nowhere.at_all",)}, "method nowhere.at_all: .*there is no module"),
+    ({}, {"stages": ("train", "mode")}, "stage is 'mode'; it must be one of"),
+    ({}, {"stages": ("model",)}, "is at step 0 of 4; run the stage 'train'"),
+    ({}, {"stages": ("ceiling",), "suite": "metaworld/mt5"}, "there is no suite 'metaworld/mt5'"),
+    ({}, {"stages": ("report",)}, "holds no tokenizer measured"),
+    (bad("vq", steps=0), {}, "config.methods.vq: config.steps is 0"),
+    (bad("oat", kind="policy"), {}, "config.methods.oat.kind is 'policy'"),
+    (bad("vq", model={"name": "vq", "codes": 1}), {}, "method vq: config.model.codes is 1"),
+    (bad("vq", data={"task": "", "action_horizon": 4}), {}, "config.methods.vq.data differs"),
+    (bad("oat", model={"name": "oat", "patch": 3}), {}, "method oat: config.model.patch 3"),
+    ({"methods": {}}, {}, "config.methods is empty"),
+    ({"pairs": (("oat",),)}, {}, "config.pairs holds"),
+    ({"windows": 0}, {}, "config.windows is 0"),
+  ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_written(
+  changes, how, message, data, tmp_path
+):
+  with pytest.raises(ValueError, match=message):
+    compare.run(values(**changes), data, tmp_path / "out", **how)
+  assert not (tmp_path / "out").exists()
+
+
+def test_without_a_suite_there_is_no_ceiling(data, tmp_path, capsys):
+  compare.run(values(), data, tmp_path, methods=("bin",), stages=("train", "ceiling", "report"))
+  assert "names no suite with a scripted expert" in capsys.readouterr().out
+  content = json.loads((tmp_path / "report" / "comparison.json").read_text())
+  assert content["methods"]["bin"]["ceiling"] == {} and content["expert"] is None
+  assert "bin: no model of seed 0" in content["missing"]
+  assert "## Ceiling" not in (tmp_path / "report" / "comparison.md").read_text()
+
+
+def test_the_shipped_config_freezes():
+  for variant in ("mt4", "bridge", "mini"):
+    shipped = tiny.get_config("compare.py", variant)
+    runs = compare.training_runs(
+      compare.config_lib.freeze(compare.Config, shipped), (), "somewhere"
+    )
+    assert {"oat", "oat_unordered", "quest_4", "vq", "bin", "fast_strict"} < set(runs)
+    steps = {each.steps for each in runs.values()}
+    assert len(steps) == 2 and min(steps) == 1  # one budget for all that are learned
