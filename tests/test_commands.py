@@ -41,6 +41,7 @@ def test_every_config_documents_a_variant():
 @pytest.mark.parametrize("name, variant", VARIANTS)
 def test_every_documented_variant_freezes_and_makes_its_models(name, variant):
   from oat_jax import config as config_lib
+  from oat_jax.study import compare
   from oat_jax.study import quickstart
   from oat_jax.train import config as train_config
 
@@ -49,6 +50,9 @@ def test_every_documented_variant_freezes_and_makes_its_models(name, variant):
     config = config_lib.freeze(quickstart.Config, values)
     assert config.evaluate.headline_replan in config.evaluate.replans
     runs = [config.tokenizer, config.policy, config.regression]
+  elif name == "compare.py":
+    config = config_lib.freeze(compare.Config, values)
+    runs = [config.modelability, *compare.training_runs(config, (), "data").values()]
   else:
     runs = [train_config.freeze(values)]
     written = json.dumps(train_config.to_json(runs[0]))
@@ -66,7 +70,8 @@ def make(run):
   sizes |= {"action_horizon": run.data.action_horizon, "action_dim": 4, "state_dim": 39}
   spec = tiny.spec(**sizes)
   if run.kind == "tokenizer":
-    assert tokenizers.make(run.model, spec).max_tokens == 8
+    made = tokenizers.make(run.model, spec)
+    assert made.max_tokens == run.model.get("num_tokens", run.data.action_horizon * 4)
   else:
     over_tokens = run.model["name"] == "autoregressive"
     inner = (

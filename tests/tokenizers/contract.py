@@ -21,7 +21,7 @@ QUEST |= {"num_tokens": 4, "encoder_layers": 1, "decoder_layers": 1, "patch": 2}
 UNORDERED = OAT | {"nested_dropout": "none"}
 CASES = {
   "oat": OAT,
-  "oat_blocks": OAT | {"blocks": (1, 1, 2, 4)},
+  "oat_blocks": OAT | {"blocks": (1, 1, 2, 4), "shortcut": 16},
   "quest": QUEST,
   "vq": {"name": "vq", "codes": 16, "latent": 8, "width": 32, "layers": 1},
   "bin": {"name": "bin"},
