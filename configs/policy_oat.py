@@ -32,7 +32,6 @@ def get_config(variant: str = "mt4") -> ConfigDict:
   config.save_every = 1000
   config.keep = 2
   config.evaluate_windows = 4096
-  config.fit_windows = 50_000  # of tokenizers only
 
   data = runpy.run_path(str(pathlib.Path(__file__).with_name("data.py")))
   config.data = data["get_config"]()

@@ -52,7 +52,7 @@ def freeze_model(values: Mapping[str, Any], modules: Mapping[str, str]) -> tuple
   """
   rest = dict(values)
   name = rest.pop("name", "")
-  if "." not in name:
+  if "." not in name or not all(part.isidentifier() for part in name.split(".")):
     choose(name, modules, "config.model.name")
   path = modules.get(name, name)
   try:

@@ -176,11 +176,14 @@ def make(config: Config, spec: BatchSpec, statistics: Any, tokenizer: Tokenizer 
   def evaluate(params, batch):
     """Teacher-forced `cross_entropy`, `token_accuracy`; greedy `chunk_mse` of 1..N tokens: (B, N).
 
-    Chunk errors are on normalised actions over valid steps, as the tokenizer's own. Behind the
-    first pad, which ends a sequence where lengths vary, cross-entropy and accuracy are 0.
+    Chunk errors are on normalised actions over valid steps, as the tokenizer's own. Where lengths
+    vary, cross-entropy is 0 behind the first pad, which ends a sequence, and accuracy is one number
+    a row, (B,).
     """
     logits_BNV, tokens_BN = teacher_forced(params, batch, True)
-    cross_entropy_BN, right_BN, _ = scores(logits_BNV, tokens_BN)
+    cross_entropy_BN, right_BN, said_BN = scores(logits_BNV, tokens_BN)
+    if tokenizer.pad_id is not None:
+      right_BN = right_BN.sum(1) / said_BN.sum(1)
     _, info = act(params, batch, jax.random.key(0), N, Sampling())
     inner = params["tokenizer"]
 

@@ -82,10 +82,11 @@ class Config:
       )
     if min(self.levels, default=0) < 2:
       raise ValueError(f"config.model.levels is {self.levels}; every level must be at least 2")
-    if self.blocks and (min(self.blocks) < 1 or sum(self.blocks) != self.num_tokens):
+    wrong = self.blocks and (min(self.blocks) < 1 or sum(self.blocks) != self.num_tokens)
+    if wrong or self.blocks[:1] not in ((), (1,)):
       raise ValueError(
         f"config.model.blocks {self.blocks} must be positive sizes that add up to num_tokens "
-        f"{self.num_tokens}"
+        f"{self.num_tokens}, the first of them 1"
       )
 
   @property
@@ -190,10 +191,13 @@ def budget_shares(config: Config) -> np.ndarray:
     "power_law": 1 / budgets,
     "none": (budgets == config.num_tokens).astype(float),
   }[config.nested_dropout]
-  if not shares.any():
-    raise ValueError(f"no prefix length of {budgets.tolist()} is a power of two")
   shares = (1 - config.keep_all) * shares / shares.sum()
   shares[-1] += config.keep_all
+  if not shares[-1]:
+    raise ValueError(
+      f"config.model.nested_dropout '{config.nested_dropout}' never keeps all "
+      f"{config.num_tokens} tokens: choose a power of two, or set config.model.keep_all"
+    )
   return shares
 
 

@@ -62,7 +62,7 @@ class Tokenizer(NamedTuple):
     decodable: (params, tokens_BN, num_tokens=None) -> bool (B,), false where decode falls back on
       something that the tokens do not say; None where every sequence says a chunk.
     budgets: the prefix lengths that decode differently; a num_tokens between two of them counts as
-      the lower one. All of 1 .. max_tokens, if empty.
+      the lower one. They begin with 1 and end with max_tokens; all between, if empty.
     evaluate: (params, batch) -> {"mse": (B, N) of chunks decoded from the first 1 .. N tokens, in
       normalised units, "tokens": (B, N)}.
     config: the values that it was made from.
@@ -128,7 +128,12 @@ def budget(tokenizer: Tokenizer, num_tokens: jax.Array | int) -> jax.Array:
 
 def _total(tokenizer: Tokenizer) -> Tokenizer:
   """Fills in what callers may leave out, and makes decode see only what it can decode."""
-  made = tokenizer._replace(budgets=tokenizer.budgets or tuple(range(1, tokenizer.max_tokens + 1)))
+  N = tokenizer.max_tokens
+  made = tokenizer._replace(budgets=tokenizer.budgets or tuple(range(1, N + 1)))
+  if made.budgets[0] != 1 or made.budgets[-1] != N:
+    raise ValueError(
+      f"prefix lengths {made.budgets} must begin with 1 and end with {N}, all tokens"
+    )
 
   # Parameters may come as numpy arrays, which traced values do not index.
   arrays = lambda params: jax.tree.map(jnp.asarray, params)
@@ -143,7 +148,7 @@ def _total(tokenizer: Tokenizer) -> Tokenizer:
   def decode(params, tokens_BN, num_tokens=None, dataset_B=None):
     params, tokens_BN = arrays(params), jnp.asarray(tokens_BN)
     tokens_BN = jnp.clip(tokens_BN, 0, made.vocab_size - 1)
-    num_tokens = made.max_tokens if num_tokens is None else num_tokens
+    num_tokens = N if num_tokens is None else num_tokens
     return tokenizer.decode(params, tokens_BN, budget(made, num_tokens), dataset_B)
 
   return made._replace(encode=encode, decode=decode)
@@ -271,7 +276,8 @@ def _checked(tokenizer: Tokenizer) -> Tokenizer:
       )
     if concrete(actions_BCA) and concrete(action_mask):
       valid = True if action_mask is None else np.asarray(action_mask)[..., None]
-      bad = np.argwhere(~np.isfinite(np.asarray(actions_BCA)) & valid)
+      with np.errstate(over="ignore"):  # what float32 cannot hold is infinite
+        bad = np.argwhere(~np.isfinite(np.asarray(actions_BCA, np.float32)) & valid)
       if len(bad):
         raise ValueError(
           f"encode: actions hold NaN or infinity at [row, step, dimension] {bad[0].tolist()}"
@@ -281,13 +287,12 @@ def _checked(tokenizer: Tokenizer) -> Tokenizer:
     run = jit_encode if concrete(actions_BCA) else tokenizer.encode
     return run(params, actions_BCA, action_mask, dataset)
 
-  def decode(params, tokens_BN, num_tokens=None, dataset=None):
+  def check_tokens(tokens_BN, num_tokens):
     shape, dtype = tuple(jnp.shape(tokens_BN)), jnp.result_type(tokens_BN)
     if len(shape) != 2 or shape[1] != N or not jnp.issubdtype(dtype, jnp.integer):
       raise ValueError(
         f"decode: tokens are {dtype}{list(shape)}; expected integers of shape [B, {N}]"
       )
-    num_tokens = N if num_tokens is None else num_tokens
     check_num_tokens(num_tokens, N)
     if concrete(tokens_BN) and concrete(num_tokens):
       used = np.asarray(tokens_BN)[:, : int(num_tokens)]
@@ -297,12 +302,25 @@ def _checked(tokenizer: Tokenizer) -> Tokenizer:
           f"decode: token {used[tuple(bad[0])]} at [row, position] {bad[0].tolist()} is outside "
           f"0..{V - 1}"
         )
-    check_dataset(dataset, shape[0])
+
+  def decode(params, tokens_BN, num_tokens=None, dataset=None):
+    num_tokens = N if num_tokens is None else num_tokens
+    check_tokens(tokens_BN, num_tokens)
+    check_dataset(dataset, jnp.shape(tokens_BN)[0])
     run = jit_decode if concrete(tokens_BN) else tokenizer.decode
     return run(params, tokens_BN, num_tokens, dataset)
 
-  decodable = None if tokenizer.decodable is None else jax.jit(tokenizer.decodable)
-  return tokenizer._replace(encode=encode, decode=decode, decodable=decodable)
+  jit_decodable = None if tokenizer.decodable is None else jax.jit(tokenizer.decodable)
+
+  def decodable(params, tokens_BN, num_tokens=None):
+    num_tokens = N if num_tokens is None else num_tokens
+    check_tokens(tokens_BN, num_tokens)
+    assert jit_decodable is not None
+    return jit_decodable(params, tokens_BN, num_tokens)
+
+  return tokenizer._replace(
+    encode=encode, decode=decode, decodable=None if jit_decodable is None else decodable
+  )
 
 
 def check_num_tokens(num_tokens: Any, max_tokens: int) -> None:

@@ -38,31 +38,33 @@ def start_from(
     others["task"] = "of other tasks there"
   if theirs["tokenizer"] != description["tokenizer"]:
     others["vocab"] = "of another tokenizer there"
-  known = _by_name(other["network"])
-  names = _by_name(axes["network"], is_leaf=lambda x: isinstance(x, tuple))
+  # What training changes: by gradients, and codebooks, which it updates.
+  changed = lambda params: {k: params[k] for k in ("network", "codebook") if k in params}
+  known = _by_name(changed(other))
+  names = _by_name(axes, is_leaf=lambda x: isinstance(x, tuple))
   fresh = []
 
   def one(path, leaf):
     name = optimizer_lib.path_name(path)
     found = known.get(name)
-    reasons = [why for axis, why in others.items() if axis in names[name]]
+    reasons = [why for axis, why in others.items() if axis in names.get(name, ())]
     if found is None:
       reasons = ["missing there"]
     elif found.shape != leaf.shape:
       reasons = [f"{list(found.shape)} there"]
     if reasons:
-      fresh.append(f"  {name} {list(leaf.shape)} ({', '.join(reasons)})")
+      fresh.append(f"  {name.removeprefix('network/')} {list(leaf.shape)} ({', '.join(reasons)})")
       return leaf
     assert found is not None
     return jax.device_put(found.astype(leaf.dtype), leaf.sharding)
 
-  network = jax.tree_util.tree_map_with_path(one, state.params["network"])
-  total = len(jax.tree.leaves(network))
+  taken = jax.tree_util.tree_map_with_path(one, changed(state.params))
+  total = len(jax.tree.leaves(taken))
   if len(fresh) == total:
     raise ValueError(f"config.init_from {workdir} holds nothing that fits this run")
   text = f"{total - len(fresh)} of {total} arrays start from {workdir}; initialised afresh:\n"
   text += "\n".join(fresh or ["  none"]) + "\n"
-  params = state.params | {"network": network}
+  params = state.params | taken
   # Two copies: a donated step may not be given the same buffer twice.
   copy = jax.tree.map(lambda x: x.copy(), params)
   return state._replace(params=params, ema_params=copy), text

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import jax
 from jax.experimental import multihost_utils
-import jax.numpy as jnp
 import numpy as np
 
 from oat_jax import batch as batch_lib
@@ -199,8 +198,9 @@ def _fit(run: _Run) -> None:
     writer = metrics_lib.Writer(run.workdir, 1, 0, active=jax.process_index() == 0)
     with contextlib.closing(writer):
       writer.log(1, values, "validation", _shown(values))
-    placed = jax.device_put(params, mesh_lib.replicated(run.mesh))
-    saved.save(1, state_lib.TrainState(jnp.ones((), jnp.int32), placed, placed, {}), run.data(1))
+    placed = jax.device_put((np.int32(1), params), mesh_lib.replicated(run.mesh))
+    step, params = placed
+    saved.save(1, state_lib.TrainState(step, params, params, {}), run.data(1))
 
 
 def _steps(

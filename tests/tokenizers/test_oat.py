@@ -327,14 +327,15 @@ def test_several_prefixes_of_an_example_come_from_all_parts_of_the_distribution(
   [
     ({"blocks": (1, 1, 2)}, r"\(1, 1, 2\) must be positive sizes that add up to num_tokens 8"),
     ({"blocks": (0, 8)}, r"\(0, 8\) must be positive"),
-    ({"blocks": (3, 3, 2), "nested_dropout": "powers_of_two"}, None),
-    ({"blocks": (3, 4, 2), "num_tokens": 9, "nested_dropout": "powers_of_two"}, "power of two"),
+    ({"blocks": (2, 2, 4)}, "the first of them 1"),
+    ({"blocks": (1, 2, 5), "nested_dropout": "powers_of_two"}, None),
+    ({"num_tokens": 6, "nested_dropout": "powers_of_two"}, "never keeps all 6 tokens"),
     ({"prefixes": 0}, "config.model.prefixes is 0"),
   ],
 )
 def test_blocks_and_prefixes_that_do_not_fit_are_errors(changes, message):
   if message is None:
-    assert tiny.tokenizer(SPEC, **changes).budgets == (3, 6, 8)
+    assert tiny.tokenizer(SPEC, **changes).budgets == (1, 3, 8)
     return
   with pytest.raises(ValueError, match=message):
     tiny.tokenizer(SPEC, **changes)

@@ -34,7 +34,10 @@ def main(meshes):
     for name, (model, args) in models.items():
       run = tiny.trainer(model, args, on=mesh)
       initial, _ = run([])
-      weights = initial.params["network"]["to_actions" if name == "tokenizer" else "to_logits"]["w"]
+      network = initial.params["network"]
+      weights = (network["decoder"]["to_actions"] if name == "tokenizer" else network["to_logits"])[
+        "w"
+      ]
       _, rows = run(batches)
       out[f"{name} {shape}"] = {
         "initial": digest(initial.params),

@@ -30,13 +30,13 @@ def test_init_from_takes_what_fits_and_lists_the_rest(dataset, tokenizer_workdir
   workdirs = (tokenizer_workdir, tmp_path / "fresh", tmp_path / "started")
   source, fresh, got = map(network, workdirs)
   unfit = {path for path in got if source[path].shape != got[path].shape}
-  assert unfit == {"embed_actions/w", "to_actions/w", "to_actions/b"}
+  assert unfit == {"embed_actions/w", "decoder/to_actions/w", "decoder/to_actions/b"}
   for path in got:
     expected = fresh[path] if path in unfit else source[path]
     np.testing.assert_allclose(got[path], expected, rtol=0, atol=1e-20)
   assert f"{len(got) - 3} of {len(got)} arrays start from {tokenizer_workdir}" in printed
   assert "embed_actions/w [10, 32] ([8, 32] there)" in printed
-  assert "to_actions/b [8] ([6] there)" in printed and "to_actions/w" in printed
+  assert "decoder/to_actions/b [8] ([6] there)" in printed
   # Statistics are the new data's own.
   statistics = checkpoint.load_params(tmp_path / "started")[1]["statistics"]
   assert statistics["min"].shape == (1, 4)
