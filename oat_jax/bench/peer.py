@@ -2,7 +2,8 @@
 
 Both train at the published size, with its dropout and without, on the same cores, in turns: forward
 pass, loss, gradients, clipping, AdamW and the moving average, on one batch that stays. The peer is
-a checkout that the user names, and runs in an interpreter of its own, which has torch.
+a checkout that the user names, and runs in an interpreter of its own, which needs what its modules
+import: torch einops hydra-core dill zarr numpy.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -10,6 +11,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import os
 import pathlib
 import statistics
 import subprocess
@@ -17,14 +19,10 @@ from typing import Any
 
 import jax
 
-from oat_jax import batch as batch_lib
 from oat_jax.bench import clock
 from oat_jax.bench import models
-from oat_jax.parallel import mesh as mesh_lib
+from oat_jax.bench import train
 from oat_jax.train import config as config_lib
-from oat_jax.train import optimizer as optimizer_lib
-from oat_jax.train import state as state_lib
-from oat_jax.train import step as step_lib
 
 PROGRAM = pathlib.Path(__file__).with_name("peer_torch.py")
 TOKENIZER = "oat/tokenizer/oat/tokenizer.py"  # of the peer's checkout
@@ -46,7 +44,7 @@ def run(
     configs: of the shipped files.
     scale: share of the turns.
     checkout: of the peer.
-    python: the interpreter that has torch and what else the peer imports.
+    python: the interpreter that has what the peer imports.
   """
   config = config_lib.freeze(configs["tokenizer_published"])
   dropouts = (config.model["dropout"], 0.0)
@@ -60,11 +58,13 @@ def run(
       }
       for dropout in dropouts:
         print(f"both sides train with dropout {dropout:g}", flush=True)
-        model = dict(config.model) | {"dropout": dropout}
-        call, figures["peer_ours_parameters"] = _our_step(dataclasses.replace(config, model=model))
+        ours = dataclasses.replace(config, model=dict(config.model) | {"dropout": dropout})
+        model, params = models.tokenizer(ours.model)
+        figures["peer_ours_parameters"] = sum(x.size for x in jax.tree.leaves(params["network"]))
+        step = train.train_step(ours, model, params)
         turns = {
-          "ours": functools.partial(clock.cost, call, warm_up=0),
           "theirs": functools.partial(ask, dropout),
+          "ours": functools.partial(clock.cost, step, warm_up=0),
         }
         figures |= _taking_turns(f"peer_dropout{dropout:g}", turns, max(1, round(7 * scale)))
       return figures
@@ -92,27 +92,6 @@ def _taking_turns(
   return figures
 
 
-def _our_step(config: config_lib.Config) -> tuple[Callable[[], Any], int]:
-  """Returns a compiled, donated training step and the number of trained parameters."""
-  mesh = mesh_lib.make_mesh(config.mesh)
-  model, params = models.tokenizer(config.model)
-  count = sum(x.size for x in jax.tree.leaves(params["network"]))
-  optimizer = optimizer_lib.make(config.optimizer, config.steps)
-  state, shardings = state_lib.create(lambda: params, model.axes(), optimizer, mesh)
-  batch = batch_lib.fake(models.SPEC, config.batch_size)
-  batch = jax.device_put(batch, mesh_lib.batch_sharding(mesh))
-  step = step_lib.compile_train_step(
-    model.loss, optimizer, config.optimizer, config.seed, mesh, shardings
-  )
-
-  def call():
-    nonlocal state
-    state, metrics = step(state, batch)
-    return metrics
-
-  return call, count
-
-
 @contextlib.contextmanager
 def _peer(
   config: config_lib.Config, dropouts: tuple[float, ...], checkout: str | None, python: str | None
@@ -126,14 +105,12 @@ def _peer(
     raise _PassedOver(f"--peer={checkout} has no {TOKENIZER}")
   command = [python, PROGRAM, checkout, json.dumps(_settings(config, dropouts))]
   try:
-    process = subprocess.Popen(
-      command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
-    )
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
   except OSError as error:
     raise _PassedOver(f"--peer_python={python}: {error.strerror}") from error
 
-  lines = process.stdout
-  assert lines is not None  # it is a pipe
+  requests, lines = process.stdin, process.stdout
+  assert requests is not None and lines is not None  # they are pipes
 
   def answer() -> dict[str, Any]:
     line = lines.readline()
@@ -143,7 +120,8 @@ def _peer(
     return values
 
   def ask(dropout: float, steps: int) -> clock.Cost:
-    print(dropout, steps, file=process.stdin)
+    with contextlib.suppress(BrokenPipeError):  # it has ended: `answer` says how
+      os.write(requests.fileno(), f"{dropout} {steps}\n".encode())
     values = answer()
     return clock.Cost(values["cpu_s"] / steps, values["wall_s"] / steps)
 

@@ -1,6 +1,6 @@
 """Train steps per second of tokenizer and policy, at quickstart and at published size."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -31,20 +31,30 @@ def run(configs: Mapping[str, Any], scale: float = 1.0) -> dict[str, float]:
 
 
 def step_cost(config: config_lib.Config, tokenizer_config: Any, repeats: int) -> clock.Cost:
-  """Returns the cost of a compiled, donated train step; a policy's tokens are given."""
-  mesh = mesh_lib.make_mesh(config.mesh)
+  """Returns the cost of a train step."""
   if config.kind == "tokenizer":
     model, params = models.tokenizer(config.model)
   else:
     model, params = models.policy(config.model, tokenizer_config)
+  return clock.cost(train_step(config, model, params), repeats)
+
+
+def train_step(config: config_lib.Config, model: Any, params: Any) -> Callable[[], Any]:
+  """Returns () -> metrics: a compiled, donated step on one batch that stays.
+
+  What the model computes once for each window (a policy's tokens) is given.
+  """
+  mesh = mesh_lib.make_mesh(config.mesh)
   optimizer = optimizer_lib.make(config.optimizer, config.steps)
   state, shardings = state_lib.create(lambda: params, model.axes(), optimizer, mesh)
   batch = batch_lib.fake(models.SPEC, config.batch_size)
-  if config.kind == "policy":
-    batch |= jax.device_get(model.prepare(params, batch))
+  prepare = getattr(model, "prepare", None)
+  if prepare is not None:
+    batch |= jax.device_get(prepare(params, batch))
   batch = jax.device_put(batch, mesh_lib.batch_sharding(mesh))
+  update = getattr(model, "update", None)
   step = step_lib.compile_train_step(
-    model.loss, optimizer, config.optimizer, config.seed, mesh, shardings
+    model.loss, optimizer, config.optimizer, config.seed, mesh, shardings, update
   )
 
   def call():
@@ -52,4 +62,4 @@ def step_cost(config: config_lib.Config, tokenizer_config: Any, repeats: int) ->
     state, metrics = step(state, batch)
     return metrics
 
-  return clock.cost(call, repeats)
+  return call

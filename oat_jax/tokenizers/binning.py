@@ -63,11 +63,17 @@ def make(config: Config, spec: BatchSpec, statistics: tokenizer_lib.Statistics |
     fitted = {"edges": edges.astype(np.float32), "values": values.astype(np.float32)}
     return {"statistics": known, "fitted": fitted}
 
+  def table(params, name, width):
+    x, wanted = params["fitted"][name], (spec.num_datasets, A, width)
+    if x.shape != wanted:
+      raise ValueError(f"fitted '{name}' has shape {list(x.shape)}; {list(wanted)} is needed")
+    return x
+
   def encode(params, actions_BCA, action_mask_BC, dataset_B=None):
     known = params["statistics"]
     x_BCA = jnp.where(action_mask_BC[..., None], actions_BCA, _rows(known["mean"], dataset_B))
     x_BCA = tokenizer_lib.normalize(known, x_BCA, dataset_B)
-    edges_BAX = _rows(params["fitted"]["edges"], dataset_B)[:, 0]
+    edges_BAX = _rows(table(params, "edges", V - 1), dataset_B)[:, 0]
     edges_BAX = jnp.broadcast_to(edges_BAX, (len(x_BCA), *edges_BAX.shape[1:]))
     find = jax.vmap(lambda edges_X, x_C: jnp.searchsorted(edges_X, x_C, side="right"), (0, 1), 1)
     return jax.vmap(find)(edges_BAX, x_BCA).reshape(-1, C * A)
@@ -75,7 +81,7 @@ def make(config: Config, spec: BatchSpec, statistics: tokenizer_lib.Statistics |
   def decode(params, tokens_BN, num_tokens, dataset_B=None):
     known = params["statistics"]
     datasets = 0 if dataset_B is None else dataset_B[:, None, None]
-    x_BCA = params["fitted"]["values"][datasets, np.arange(A), tokens_BN.reshape(-1, C, A)]
+    x_BCA = table(params, "values", V)[datasets, np.arange(A), tokens_BN.reshape(-1, C, A)]
     x_BCA = tokenizer_lib.denormalize(known, x_BCA, dataset_B)
     said_CA = (jnp.arange(C * A) < num_tokens).reshape(C, A)
     return jnp.where(said_CA, x_BCA, _rows(known["mean"], dataset_B))

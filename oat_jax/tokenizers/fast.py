@@ -25,6 +25,7 @@ from oat_jax.tokenizers import tokenizer as tokenizer_lib
 from oat_jax.tokenizers.tokenizer import Tokenizer
 
 DECODING = ("total", "strict")
+FITTED = ("bpe_json", "bytes_VX", "lengths_V", "max_token", "min_token")
 
 # A callback's argument above 100 KiB is copied by a thread of the CPU backend, and where all of
 # them are busy with the program that waits for the callback, both wait for ever.
@@ -84,6 +85,19 @@ def make(config: Config, spec: BatchSpec, statistics: tokenizer_lib.Statistics |
     }
     return {"statistics": known, "fitted": fitted}
 
+  def own(params):
+    """Returns `fitted`; ValueError, where it is another tokenizer's."""
+    fitted = params["fitted"]
+    if set(fitted) != set(FITTED):
+      raise ValueError(f"fitted are {', '.join(sorted(fitted))}; needed are {', '.join(FITTED)}")
+    for name in ("bytes_VX", "lengths_V"):
+      if fitted[name].shape[0] != config.vocab_size:
+        raise ValueError(
+          f"fitted '{name}' has shape {list(fitted[name].shape)}; config.model.vocab_size is "
+          f"{config.vocab_size}"
+        )
+    return fitted
+
   def encode(params, actions_BCA, action_mask_BC, dataset_B=None):
     args = params, actions_BCA, action_mask_BC, dataset_B
     traced = not all(map(tokenizer_lib.concrete, jax.tree.leaves(args)))
@@ -91,7 +105,7 @@ def make(config: Config, spec: BatchSpec, statistics: tokenizer_lib.Statistics |
     params, actions_BCA, action_mask_BC, dataset_B = jax.tree.map(xp.asarray, args)
     x_BCA: Any = tokenizer_lib.normalize(params["statistics"], actions_BCA, dataset_B)
     x_BCA = xp.where(action_mask_BC[..., None], x_BCA, np.nan)  # steps to hold
-    fitted = params["fitted"]
+    fitted = own(params)
     args = x_BCA, fitted["bpe_json"], fitted["min_token"], fitted["max_token"]
     if not traced:
       return jnp.asarray(to_tokens([args[0]], [args[1]], *args[2:]))
@@ -116,7 +130,7 @@ def make(config: Config, spec: BatchSpec, statistics: tokenizer_lib.Statistics |
 
   def read(params, tokens_BN, num_tokens):
     """Returns coefficients (B, C * A), int32, and whether strict decoding accepts them (B,)."""
-    fitted = params["fitted"]
+    fitted = own(params)
     said_BN = (tokens_BN != pad_id) & (jnp.arange(N) < num_tokens)
     said_BN = jnp.cumprod(said_BN, -1, dtype=jnp.int32)
     bytes_BM, length_B = _spell(fitted, tokens_BN, said_BN, 4 * C * A)
@@ -139,7 +153,7 @@ def make(config: Config, spec: BatchSpec, statistics: tokenizer_lib.Statistics |
     x_BCA = jnp.einsum("fc,bfa->bca", basis_CC, values_BCA, precision=jax.lax.Precision.HIGHEST)
     return tokenizer_lib.denormalize(params["statistics"], x_BCA, dataset_B)
 
-  def decodable(params, tokens_BN, num_tokens=N):
+  def decodable(params, tokens_BN, num_tokens):
     return read(params, tokens_BN, num_tokens)[1]
 
   return Tokenizer(
@@ -258,15 +272,15 @@ def _spell(fitted, tokens_BN, said_BN, size):
   """Returns the first `size` (M) bytes of the tokens that are said, -1 behind them, and how many
   bytes (B,) there are in all."""
   V, _ = fitted["bytes_VX"].shape
-  ids_BN = jnp.clip(tokens_BN, 0, V - 1)
-  lengths_BN = jnp.asarray(fitted["lengths_V"])[ids_BN] * said_BN
+  ids_BN = jnp.minimum(tokens_BN, V - 1)  # the pad spells nothing
+  lengths_BN = fitted["lengths_V"][ids_BN] * said_BN
   ends_BN = jnp.cumsum(lengths_BN, -1)
   count = lambda ends_N: jnp.zeros(size, jnp.int32).at[ends_N].add(1, mode="drop")
   token_BM = jnp.cumsum(jax.vmap(count)(ends_BN), -1)  # how many tokens end up to here
   token_BM = jnp.minimum(token_BM, tokens_BN.shape[1] - 1)
   of = lambda x_BN: jnp.take_along_axis(x_BN, token_BM, axis=-1)
   places_M = jnp.arange(size)
-  bytes_BM = jnp.asarray(fitted["bytes_VX"])[of(ids_BN), places_M - of(ends_BN - lengths_BN)]
+  bytes_BM = fitted["bytes_VX"][of(ids_BN), places_M - of(ends_BN - lengths_BN)]
   length_B = ends_BN[:, -1]
   return jnp.where(places_M < length_B[:, None], bytes_BM.astype(jnp.int32), -1), length_B
 

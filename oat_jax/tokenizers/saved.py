@@ -138,12 +138,14 @@ def _make(config: Mapping[str, Any], spec: BatchSpec, arrays: dict[str, np.ndarr
     found = {name: _describe(x) for name, x in arrays.items()}
     _compare(found, own, f"tokenizer '{config['name']}' of this config has")
     return tokenizer
-  tokens_1N = jax.ShapeDtypeStruct((1, tokenizer.max_tokens), np.int32)
+  chunk_1CA = np.zeros((1, spec.action_horizon, spec.action_dim), np.float32)
+  dataset_B = np.zeros(1, np.int32)
   try:
-    jax.eval_shape(tokenizer.decode, params, tokens_1N, 1, np.zeros(1, np.int32))
+    tokens_1N = jax.eval_shape(tokenizer.encode, params, chunk_1CA, None, dataset_B)
+    jax.eval_shape(tokenizer.decode, params, tokens_1N, 1, dataset_B)
   except (ValueError, KeyError, TypeError, IndexError) as error:
     raise ValueError(
-      f"tokenizer '{config['name']}' cannot decode with {sorted(arrays)}: {error}"
+      f"tokenizer '{config['name']}' cannot work with {sorted(arrays)}: {error}"
     ) from error
   return tokenizer
 

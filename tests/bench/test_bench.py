@@ -9,6 +9,8 @@ import pytest
 import tiny
 
 from oat_jax.bench import clock
+from oat_jax.bench import models
+from oat_jax.train.config import freeze
 
 SIZES = {"width": 32, "head_width": 16, "mlp_ratio": 2}
 LAYERS = {"tokenizer": {"encoder_layers": 1, "decoder_layers": 1}, "policy": {"layers": 1}}
@@ -45,6 +47,14 @@ def test_a_train_step_is_measured_at_both_sizes(configs):
       assert figures.pop(f"train_{kind}_{size}_steps_per_wall_s") > 0
       assert figures.pop(f"train_{kind}_{size}_cpu_s_per_step") > 0
   assert not figures
+
+
+def test_a_tokenizer_that_updates_more_than_gradients_do_is_measured(configs):
+  train = importlib.import_module("oat_jax.bench.train")
+  model = {"name": "vq", "codes": 16, "latent": 8, "width": 32, "layers": 1}
+  config = freeze(dict(configs["tokenizer_mt4"]) | {"model": model})
+  step = train.train_step(config, *models.tokenizer(model))
+  assert step()["codes_in_batch"] == 1 < step()["codes_in_batch"]  # the codebook moves
 
 
 def test_encoding_and_decoding_are_measured_by_prefix(configs):
@@ -113,11 +123,14 @@ def test_the_peer_takes_turns_with_our_training_step(tmp_path, configs):
   [
     ('#!/bin/sh\nexec {python} -S "$@"\n', "ModuleNotFoundError: No module named 'torch'"),
     ("#!/bin/sh\nexit 3\n", "it ended with code 3"),
+    # Between the answer that it has started and the first turn.
+    ("#!/bin/sh\necho '{facts}'; exec <&-; sleep 0.2; exit 4\n", "it ended with code 4"),
     ("#!/no/such/interpreter\n", "No such file or directory"),
   ],
 )
 def test_an_interpreter_that_cannot_run_the_peer_is_passed_over(tmp_path, configs, text, why):
-  python = script(tmp_path, text.format(python=sys.executable))
+  facts = json.dumps({"version": "0.0", "threads": 1, "parameters": 7})
+  python = script(tmp_path, text.format(python=sys.executable, facts=facts))
   assert why in peer(tmp_path, configs, python=python)["peer_passed_over"]
 
 

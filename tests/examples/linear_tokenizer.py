@@ -2,13 +2,10 @@
 
 import dataclasses
 
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
 from oat_jax.data import normalization
-from oat_jax.nn import linear
-from oat_jax.nn import partitioning
 from oat_jax.tokenizers import fsq
 from oat_jax.tokenizers import tokenizer as tokenizer_lib
 
@@ -20,52 +17,36 @@ class Config:
   num_tokens: int = 4
 
 
-class Network(nn.Module):
-  num_tokens: int  # N
-  shape: tuple[int, int]  # C, A
-
-  def setup(self):
-    self.to_latent = linear.Linear(self.num_tokens, None, None)
-    self.to_actions = linear.Linear(self.shape[0] * self.shape[1], None, None)
-
-  def encode(self, x_BCA, mask_BC):
-    x_BX = jnp.where(mask_BC[..., None], x_BCA, 0).reshape(len(x_BCA), -1)
-    return fsq.quantize(self.to_latent(x_BX)[..., None], LEVELS)
-
-  def decode(self, codes_BN1, kept_BN):
-    x_BX = self.to_actions(jnp.where(kept_BN, codes_BN1[..., 0], 0))
-    return x_BX.reshape(len(x_BX), *self.shape)
-
-  def __call__(self, x_BCA, mask_BC, kept_BN):
-    return self.decode(self.encode(x_BCA, mask_BC), kept_BN)
-
-
 def make(config, spec, statistics):
-  N, shape = config.num_tokens, (spec.action_horizon, spec.action_dim)
-  network = Network(N, shape)
-  sample = jnp.zeros((1, *shape)), jnp.ones((1, shape[0]), bool), jnp.ones((1, N), bool)
-  apply = lambda params, *args, **how: network.apply({"params": params["network"]}, *args, **how)
+  N, C, A = config.num_tokens, spec.action_horizon, spec.action_dim
 
   def init(key):
-    of_actions = normalization.parameters(statistics, "min_max", "actions")
-    return {"network": partitioning.init(network, key, *sample), "statistics": of_actions}
+    known = normalization.parameters(statistics, "min_max", "actions")
+    w_encode, w_decode = jax.random.normal(key, (2, C * A, N)) / (C * A) ** 0.5
+    return {"network": {"w_encode": w_encode, "w_decode": w_decode.T}, "statistics": known}
+
+  def features(params, x_BCA, mask_BC):
+    x_BX = jnp.where(mask_BC[..., None], x_BCA, 0).reshape(-1, C * A)
+    return fsq.quantize((x_BX @ params["network"]["w_encode"])[..., None], LEVELS)
+
+  def chunk(params, codes_BN1, kept_BN):
+    return (codes_BN1[..., 0] * kept_BN @ params["network"]["w_decode"]).reshape(-1, C, A)
 
   def encode(params, actions_BCA, mask_BC, dataset_B=None):
     x_BCA = tokenizer_lib.normalize(params["statistics"], actions_BCA, dataset_B)
-    return fsq.ids(apply(params, x_BCA, mask_BC, method="encode"), LEVELS)
+    return fsq.ids(features(params, x_BCA, mask_BC), LEVELS)
 
   def decode(params, tokens_BN, num_tokens, dataset_B=None):
-    kept_BN = jnp.broadcast_to(jnp.arange(N) < num_tokens, tokens_BN.shape)
-    x_BCA = apply(params, fsq.codes(tokens_BN, LEVELS), kept_BN, method="decode")
+    x_BCA = chunk(params, fsq.codes(tokens_BN, LEVELS), jnp.arange(N) < num_tokens)
     return tokenizer_lib.denormalize(params["statistics"], x_BCA, dataset_B)
 
   def loss(params, batch, key):
     x_BCA = tokenizer_lib.normalize(params["statistics"], batch["actions"], batch["dataset"])
     kept_BN = jnp.arange(N) < jax.random.randint(key, (len(x_BCA), 1), 1, N + 1)
-    decoded_BCA = apply(params, x_BCA, batch["action_mask"], kept_BN)
+    decoded_BCA = chunk(params, features(params, x_BCA, batch["action_mask"]), kept_BN)
     return tokenizer_lib.masked_mse(decoded_BCA, x_BCA, tokenizer_lib.valid(batch)), {}
 
-  axes = lambda: {"network": partitioning.logical_axes(network, *sample)}
+  axes = lambda: {"network": {"w_encode": (None, None), "w_decode": (None, None)}}
   return tokenizer_lib.Tokenizer(
     encode, decode, spec, LEVELS[0], N, prefix_decodable=True, init=init, axes=axes, loss=loss
   )

@@ -40,6 +40,14 @@ def test_lengths_and_bits_count_no_padding():
   bits_N = analysis.bits_by_prefix(TOKENS_BN, 8, PAD)
   np.testing.assert_allclose(bits_N, [3, 6, 3 * 8 / 3, 3 * 3])
   np.testing.assert_allclose(analysis.bits_by_prefix(TOKENS_BN, 8), [3, 6, 9, 12])
+  # Between two budgets no more tokens are decoded than up to the lower one.
+  np.testing.assert_allclose(analysis.bits_by_prefix(TOKENS_BN, 8, None, (1, 4)), [3, 3, 3, 12])
+  np.testing.assert_allclose(analysis.bits_by_prefix(TOKENS_BN, 8, PAD, (1, 2, 4)), [3, 6, 6, 9])
+
+
+@pytest.mark.parametrize("N, wanted", [(1, [1]), (8, [1, 2, 4, 8]), (11, [1, 2, 4, 8, 11])])
+def test_prefixes_that_stand_for_all(N, wanted):
+  assert analysis.powers_of_two(N) == wanted
 
 
 def test_code_usage_counts_codes_and_says_how_evenly_they_are_used():
@@ -51,6 +59,10 @@ def test_code_usage_counts_codes_and_says_how_evenly_they_are_used():
   assert found["used_by_position"] == [2, 2, 2, 1]
   uneven = np.exp(-(np.log(1 / 3) + 2 * np.log(2 / 3)) / 3)
   assert found["perplexity_by_position"] == pytest.approx([uneven, uneven, 2, 1])
+  assert found["used_a_position"] == 7 / 4
+  assert found["perplexity_a_position"] == pytest.approx((2 * uneven + 3) / 4)
+  padded_BN = np.pad(TOKENS_BN, ((0, 0), (0, 2)), constant_values=PAD)  # nobody gets there
+  assert analysis.code_usage(padded_BN, 6, PAD)["used_a_position"] == 7 / 4
   # Without a pad it is a code like the others; a position that nobody reaches has none.
   assert analysis.code_usage(TOKENS_BN, 6)["used"] == 5
   empty = analysis.code_usage(np.full((2, 1), PAD), 6, PAD)

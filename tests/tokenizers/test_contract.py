@@ -297,7 +297,7 @@ from oat_jax.parallel import mesh as mesh_lib
 
 out = {}
 mesh = mesh_lib.make_mesh((4, 1, 1))
-for name in ("oat", "quest"):
+for name in sys.argv[1:]:
   tokenizer = contract.make(contract.CASES[name])
   params = contract.make_params(tokenizer)
   made = jax.device_put(contract.batch(), mesh_lib.batch_sharding(mesh))
@@ -309,17 +309,20 @@ print(json.dumps(out))
 """
 
 
+ON_DEVICES = ("oat", "quest", "vq", "bin")
+
+
 @pytest.fixture(scope="module")
 def on_four_devices():
   flags = "--xla_force_host_platform_device_count=4"
   environment = tiny.environment(XLA_FLAGS=flags, **tiny.QUICK)
-  command = [sys.executable, "-c", DEVICES]
+  command = [sys.executable, "-c", DEVICES, *ON_DEVICES]
   run = subprocess.run(command, cwd=tiny.ROOT, env=environment, capture_output=True, text=True)
   assert run.returncode == 0, run.stderr
   return json.loads(run.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("case", ["oat", "quest"], indirect=True)
+@pytest.mark.parametrize("case", ON_DEVICES, indirect=True)
 def test_tokens_do_not_depend_on_the_number_of_devices(case, traced, on_four_devices):
   tokens_BN, near_BN = traced
   found_BN = np.array(on_four_devices[case.name])

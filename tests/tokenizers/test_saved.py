@@ -138,12 +138,41 @@ def test_what_cannot_be_loaded_again_is_not_saved(tmp_path):
     (linear, {"network": learned["network"]}, "parameters hold statistics; these are"),
     (linear, learned | {"extra": np.zeros(2)}, r"'extra': .* has none, .* \['float64', \[2\]\]"),
     (linear, params, r"parameter 'fitted/edges': tokenizer 'examples.linear_tokenizer' .* none"),
-    (linear, wide, r"\['float32', \[24\]\], the parameters hold \['float32', \[48\]\]"),
-    (tokenizer, learned, "tokenizer 'bin' cannot decode with .*'network/to_actions/b'"),
+    (linear, wide, r"\['float32', \[4, 24\]\], the parameters hold \['float32', \[4, 48\]\]"),
+    (tokenizer, learned, "tokenizer 'bin' cannot work with .*'network/w_decode'"),
   ):
     with pytest.raises(ValueError, match=message):
       saved.save(tmp_path / "tokenizer", tokenizer_, params_)
   assert fitted is params["fitted"] and not list(tmp_path.iterdir())
+
+
+FAST = {"name": "fast", "vocab_size": 512}
+
+
+def test_parameters_of_another_fit_are_errors(tmp_path):
+  (bin_, of_bin), (fast, of_fast) = made(BIN), made(FAST)
+  without = {name: x for name, x in of_fast["fitted"].items() if name != "bpe_json"}
+  cases = [
+    (made(BIN | {"bins": 256})[0], of_bin, r"\[1, 3, 1[56]\]; \[1, 3, 25[56]\] is needed"),
+    (bin_, made(BIN | {"bins": 256})[1], r"\[1, 3, 25[56]\]; \[1, 3, 1[56]\] is needed"),
+    (fast, of_fast | {"fitted": without}, "fitted are bytes_VX, .* needed are bpe_json, bytes_VX"),
+    (fast, of_fast | {"fitted": of_bin["fitted"]}, "fitted are edges, values; needed are bpe_json"),
+    (made(FAST | {"vocab_size": 600})[0], of_fast, r"\[512, \d+\]; .*vocab_size is 600"),
+  ]
+  actions_BCA, tokens_BN = np.zeros((1, 8, 3)), np.full((1, 24), 7, np.int32)
+  for tokenizer, params, message in cases:
+    with pytest.raises(ValueError, match=message):
+      saved.save(tmp_path / "tokenizer", tokenizer, params)
+    with pytest.raises(ValueError, match=message):
+      tokenizer.encode(params, actions_BCA)
+    with pytest.raises(ValueError, match=message):
+      tokenizer.decode(params, tokens_BN)
+  assert not list(tmp_path.iterdir())
+  # Also where a directory's description was changed since.
+  saved.save(tmp_path / "tokenizer", bin_, of_bin)
+  change(tmp_path / "tokenizer", config=BIN | {"bins": 256}, vocab_size=256)
+  with pytest.raises(ValueError, match=r"'bin' cannot work with .*\[1, 3, 15\]; \[1, 3, 255\]"):
+    saved.load(tmp_path / "tokenizer")
 
 
 def test_a_missing_file_is_an_error(copy, tmp_path):
@@ -195,7 +224,7 @@ def test_a_description_that_disagrees_is_an_error(copy):
     ({"arrays": arrays | {"more": ["int8", [1]]}}, r"'more': .* \['int8', \[1\]\], .* hold none"),
   ]
   if learned:
-    cases.append(({"config": EXAMPLE | {"num_tokens": 5}}, r"to_actions/w.*\[5, 24\].*\[4, 24\]"))
+    cases.append(({"config": EXAMPLE | {"num_tokens": 5}}, r"w_decode.*\[5, 24\].*\[4, 24\]"))
   else:
     cases.append(({"config": EXAMPLE}, "'examples.linear_tokenizer' of this config has"))
   for changes, message in cases:
