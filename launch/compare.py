@@ -1,9 +1,9 @@
 r"""Compares tokenizers: trains or fits each at one budget, measures all alike, writes a report.
 
 Examples:
-  python launch/compare.py tokenizers --data=DIR --out=runs/compare
-  python launch/compare.py tokenizers --data=DIR --out=runs/compare --methods=oat,vq --seeds=0
-  python launch/compare.py tokenizers --data=DIR --out=runs/compare \
+  python launch/compare.py tokenizers --data=DIR
+  python launch/compare.py tokenizers --data=DIR --methods=oat,vq --seeds=0
+  python launch/compare.py tokenizers --data=DIR --out=OUT --config.data.action_horizon=16 \
       --methods=oat,my_package.my_tokenizer --stages=train,report
 
 Called again it reuses what is done; Ctrl-C stops it, and the same command goes on. Two of them may
@@ -17,7 +17,7 @@ import command
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/compare.py:mt4", "Config file.")
 _DATA = flags.DEFINE_string("data", None, "An RLDS dataset's directory.", required=True)
-_OUT = flags.DEFINE_string("out", None, "Directory of runs and report.", required=True)
+_OUT = flags.DEFINE_string("out", "runs/compare", "Directory of runs and report.")
 _METHODS = flags.DEFINE_list(
   "methods", [], "Names in the config, or dotted paths of modules; all of the config's if unset."
 )

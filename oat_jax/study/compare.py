@@ -1,9 +1,9 @@
 """The comparison of tokenizers: train or fit each at one budget, measure them alike, report.
 
 A directory OUT/METHOD/seedS holds `tokenizer` and `model`, working directories; `ceiling`, an
-evaluation's report; `tokenizer.json` and `model.json`, what was measured of the first two; and
-`seconds.json`. What is done is reused, and several processes may work in one OUT on different
-methods.
+evaluation's report; `tokenizer.json` and `model.json`, what was measured of the first two, of what
+and where; and `seconds.json`. What is done is reused, and several processes may work in one OUT on
+different methods.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,17 +16,16 @@ import pathlib
 import time
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from oat_jax import config as config_lib
 from oat_jax import tokenizers
-from oat_jax.data import normalization
 from oat_jax.envs import env as env_lib
 from oat_jax.evaluate import report
 from oat_jax.study import compare_report
 from oat_jax.study import evaluation
 from oat_jax.study import measure
+from oat_jax.tokenizers import analysis
 from oat_jax.train import checkpoint
 from oat_jax.train import config as train_config
 from oat_jax.train import inputs
@@ -38,7 +37,8 @@ STAGES = ("train", "model", "ceiling", "report")
 
 @dataclasses.dataclass(frozen=True)
 class Ceiling:
-  num_tokens: tuple[int, ...]  # K; a fitted tokenizer decodes all its tokens
+  # K, of learned tokenizers, a fitted one decodes all its tokens; (): every budget up to 16.
+  num_tokens: tuple[int, ...]
   replan: int  # R
   episodes: int  # per task and setting
   max_steps: int
@@ -54,8 +54,11 @@ class Ceiling:
 class Config:
   """Values of configs/compare.py."""
 
+  data: train_config.Data  # of all runs, in place of theirs
   methods: Mapping[str, Any]  # name -> a tokenizer's run, as launch/train.py takes it
   modelability: train_config.Config  # the policy that is trained on each of them
+  # Methods whose tokens are another one's, which no second policy is trained on: name -> other.
+  same_tokens: Mapping[str, str]
   ceiling: Ceiling
   seeds: tuple[int, ...]
   modelability_seeds: tuple[int, ...]
@@ -69,11 +72,33 @@ class Config:
     config_lib.at_least(self.windows, 1, "config.windows")
     if not self.methods:
       raise ValueError("config.methods is empty; it needs at least one method")
+    if not self.seeds:
+      raise ValueError("config.seeds is empty; it needs at least one seed")
     for pair in self.pairs:
       if len(pair) != 2:
         raise ValueError(f"config.pairs holds {pair}; each names two, e.g. ('oat@8', 'oat@4')")
-    if not self.seeds:
-      raise ValueError("config.seeds is empty; it needs at least one seed")
+      for text in "|".join(pair).split("|"):
+        name, at, budget = text.partition("@")
+        self._check_method(name, "config.pairs")
+        if at:
+          self._check_budget(name, budget, text)
+    for name in self.pictured:
+      self._check_method(name, "config.pictured")
+    for name in (*self.same_tokens, *self.same_tokens.values()):
+      self._check_method(name, "config.same_tokens")
+
+  def _check_method(self, name: str, where: str) -> None:
+    if name not in self.methods and "." not in name:
+      raise ValueError(f"{where} names '{name}'; config.methods has {', '.join(self.methods)}")
+
+  def _check_budget(self, name: str, budget: str, text: str) -> None:
+    K = int(budget) if budget.isdecimal() else 0
+    N = self.methods.get(name, {}).get("model", {}).get("num_tokens")
+    if K not in analysis.powers_of_two(N or 1 << K.bit_length()):
+      raise ValueError(
+        f"config.pairs holds '{text}'; behind the @ stands a power of two"
+        + (f" up to {N}, or {N}, all tokens of {name}" if N else "")
+      )
 
 
 class Job(NamedTuple):
@@ -87,14 +112,6 @@ class Job(NamedTuple):
   @property
   def title(self) -> str:
     return f"{self.method}, seed {self.seed}"
-
-
-class HeldOut(NamedTuple):
-  """What all methods are measured on, and in which units."""
-
-  windows: inputs.Subset
-  units: measure.Units  # [min, max] of the training actions is [-1, 1]
-  fingerprint: str  # of the dataset
 
 
 def run(
@@ -114,8 +131,9 @@ def run(
     data: an RLDS dataset; its path takes the place of the configs'.
     out: directory of all runs and of the report.
     methods: names of `config.methods`, all if empty. A module's dotted path is a method too: that
-      tokenizer with its defaults, at the first learned method's budget.
+      tokenizer with its defaults, trained as the learned method that has the most steps.
     seeds: of learned methods, `config.seeds` if empty; fitted ones have none and run as seed 0.
+      Where none of them is in `config.modelability_seeds` or `ceiling_seeds`, the first one is.
     suite: of the ceiling; by default the one that the dataset was collected in, if it says so.
     stages: which ones; "model" and "ceiling" need "train".
 
@@ -138,19 +156,16 @@ def run(
     env_lib.suite(suite)
     config_lib.between(config.ceiling.replan, 1, some.data.action_horizon, "config.ceiling.replan")
     env_lib.versions(suite)  # found out now that it is not installed, not behind hours
-  held_out = inputs.evenly(split.validation, config.windows)
-  modelled = [job for job in jobs if job.seed in config.modelability_seeds]
-  driven = [job for job in jobs if suite and job.seed in config.ceiling_seeds]
+  modelled = _of_seeds(jobs, config.modelability_seeds)
+  modelled = [job for job in modelled if job.method not in config.same_tokens]
+  driven = _of_seeds(jobs, config.ceiling_seeds) if suite else []
   if not suite and "ceiling" in stages:
     print(f"{data} names no suite with a scripted expert: no ceiling; --suite names one")
   policy = dataclasses.replace(config.modelability, data=some.data)
-  units = jax.device_put(
-    normalization.parameters(split.statistics["actions"], "min_max", "actions")
-  )
-  held = HeldOut(held_out, units, split.fingerprint)
+  held = measure.held_out(split, config.windows, config.ceiling.replan)
   shared: dict[Any, Any] = {}  # the expert's own episodes, the same for all methods
   actions: dict[str, tuple[list[Job], Callable[[Job], None]]] = {
-    "train": (jobs, lambda job: _train(job, held, config.ceiling.replan)),
+    "train": (jobs, lambda job: _train(job, held)),
     "model": (modelled, lambda job: _model(job, held, policy)),
     "ceiling": (driven, lambda job: _ceiling(job, suite, config.ceiling, shared)),
   }
@@ -172,7 +187,8 @@ def run(
       known=tuple(config.methods),
       pairs=config.pairs,
       pictured=config.pictured,
-      windows=held_out,
+      windows=held.windows,
+      of=held.of,
       facts=_facts(config, data, split, suite),
     )
   return out / "report"
@@ -182,13 +198,15 @@ def training_runs(
   config: Config, methods: Sequence[str], data: str
 ) -> dict[str, train_config.Config]:
   """Returns the runs of the methods; everything that can be checked without data is."""
+  mixture = train_config.plain(config.data.mixture)
+  placed = dataclasses.asdict(dataclasses.replace(config.data, path=data, mixture=mixture))
+  freeze = lambda name: _freeze(config.methods[name], placed, f"config.methods.{name}")
   runs = {}
   for name in methods or config.methods:
     if name in config.methods:
-      runs[name] = _freeze(config.methods[name], f"config.methods.{name}")
+      runs[name] = freeze(name)
     elif "." in name:
-      every = [_freeze(each, f"config.methods.{key}") for key, each in config.methods.items()]
-      learned = max(every, key=lambda each: each.steps)
+      learned = max(map(freeze, config.methods), key=lambda each: each.steps)
       runs[name] = dataclasses.replace(learned, model={"name": name})
     else:
       near = difflib.get_close_matches(name, config.methods, n=1)
@@ -198,25 +216,17 @@ def training_runs(
         f"there is no method '{name}'; {hint}known are {known}, and a tokenizer's dotted module "
         "path"
       )
-  first, *others = runs
-  for name in others:
-    if runs[name].data != runs[first].data:
-      raise ValueError(
-        f"config.methods.{name}.data differs from that of {first}; a comparison needs the same "
-        "windows"
-      )
   for name, each in runs.items():
     try:
       models.freeze_model(each)
     except ValueError as error:
       raise ValueError(f"method {name}: {error}") from error
-  place = lambda run: dataclasses.replace(run, data=dataclasses.replace(run.data, path=data))
-  return {name: place(each) for name, each in runs.items()}
+  return runs
 
 
-def _freeze(values: Mapping[str, Any], where: str) -> train_config.Config:
+def _freeze(values: Mapping[str, Any], data: dict[str, Any], where: str) -> train_config.Config:
   try:
-    run = train_config.freeze(values)
+    run = train_config.freeze({**values, "data": data})
   except ValueError as error:
     raise ValueError(f"{where}: {error}") from error
   if run.kind != "tokenizer":
@@ -244,6 +254,15 @@ def _jobs(
   return jobs
 
 
+def _of_seeds(jobs: Sequence[Job], seeds: Sequence[int]) -> list[Job]:
+  """Returns the jobs of these seeds; of a method that has none of them, its first. () is none."""
+  chosen = []
+  for method in dict.fromkeys(job.method for job in jobs):
+    own = [job for job in jobs if job.method == method]
+    chosen += [job for job in own if job.seed in seeds] or own[:1]
+  return chosen if seeds else []
+
+
 def _collected_in(data: pathlib.Path) -> str:
   """Returns the suite that launch/collect.py made the dataset in, or ""."""
   path = data / "collection.json"
@@ -264,30 +283,28 @@ def _facts(
     "action_dim": split.train.spec.action_dim,
     "suite": suite,
     "ceiling": dataclasses.asdict(config.ceiling),
-    "modelability": {
-      "steps": config.modelability.steps,
-      "batch_size": config.modelability.batch_size,
-      "model": train_config.plain(config.modelability.model),
-    },
-    "machine": {
-      "devices": ", ".join(sorted({device.device_kind for device in jax.devices()})),
-      "cores": os.cpu_count(),
-    },
-    "versions": evaluation.versions(),
+    "modelability": _budget(config.modelability),
+    "same_tokens": dict(config.same_tokens),
   }
 
 
-def _train(job: Job, held: HeldOut, replan: int) -> None:
+def _budget(policy: train_config.Config) -> dict[str, Any]:
+  """What two policies must have in common so that what they make of tokens compares."""
+  values = train_config.to_json(policy)
+  return {name: values[name] for name in ("model", "optimizer", "steps", "batch_size")}
+
+
+def _train(job: Job, held: measure.HeldOut) -> None:
   """Trains or fits a tokenizer, and measures it."""
   workdir = job.directory / "tokenizer"
   with _clock(job.directory, workdir, job.run.steps):
     loop.train(job.run, workdir)
-  executed, trained = min(replan, job.run.data.action_horizon), models.load(workdir)
-  take = lambda: measure.tokenizer(trained, held.windows, held.units, executed)
-  _measured(job, "tokenizer", _identity(trained, held) | {"executed": executed}, take)
+  trained = models.load(workdir)
+  take = lambda: measure.tokenizer(trained, held.windows, held.units, held.executed)
+  _measured(job, "tokenizer", {"model": models.digest(trained)} | held.of, take)
 
 
-def _model(job: Job, held: HeldOut, policy: train_config.Config) -> None:
+def _model(job: Job, held: measure.HeldOut, policy: train_config.Config) -> None:
   """Trains the small policy over a tokenizer's tokens, and measures it."""
   tokenizer, workdir = job.directory / "tokenizer", job.directory / "model"
   _check_trained(job)
@@ -295,8 +312,10 @@ def _model(job: Job, held: HeldOut, policy: train_config.Config) -> None:
   with _clock(job.directory, workdir, policy.steps):
     loop.train(policy, workdir)
   trained = models.load(workdir)
+  of = {"model": models.digest(trained), "policy": _budget(policy)} | held.of
+  of["tokenizer"] = models.read_description(workdir)["tokenizer"]["digest"]
   take = lambda: measure.model(trained, held.windows, held.units)
-  _measured(job, "model", _identity(trained, held), take)
+  _measured(job, "model", of, take)
 
 
 def _ceiling(job: Job, suite: str, plan: Ceiling, shared: dict[Any, Any]) -> None:
@@ -304,12 +323,11 @@ def _ceiling(job: Job, suite: str, plan: Ceiling, shared: dict[Any, Any]) -> Non
   _check_trained(job)
   tokenizer = models.load(job.directory / "tokenizer").tokenizer
   assert tokenizer is not None
-  N = tokenizer.max_tokens
-  budgets = [N] if tokenizer.fit is not None else [K for K in plan.num_tokens if K <= N] or [N]
+  learned = tokenizer.fit is None
   each = evaluation.Evaluation(
     job.directory / "tokenizer",
     suite,
-    num_tokens=budgets,
+    num_tokens=compare_report.ceiling_budgets(tokenizer.budgets, learned, plan.num_tokens),
     replans=(plan.replan,),
     episodes=plan.episodes,
     max_steps=plan.max_steps,
@@ -335,23 +353,23 @@ def _check_trained(job: Job) -> None:
 
 @contextlib.contextmanager
 def _clock(directory: pathlib.Path, workdir: pathlib.Path, steps: int) -> Iterator[None]:
-  """Adds the CPU seconds of a run, of all threads, to `seconds.json`, over interruptions."""
-  since, saved = time.process_time(), checkpoint.steps(workdir)
+  """Adds the CPU seconds, of all threads, and wall seconds of a run to `seconds.json`.
+
+  A run that was stopped and goes on adds to what it took before; one that was killed has lost that.
+  """
+  now = lambda: {"cpu": time.process_time(), "wall": time.monotonic()}
+  since, saved = now(), checkpoint.steps(workdir)
   try:
     yield
   finally:
     if steps not in saved and workdir.exists():
       path = directory / "seconds.json"
       seconds = json.loads(path.read_text()) if path.exists() else {}
-      before = seconds.get(workdir.name, 0.0) if saved else 0.0
-      seconds[workdir.name] = round(before + time.process_time() - since, 1)
+      before = seconds.get(workdir.name, {}) if saved else {}
+      seconds[workdir.name] = {
+        name: round(before.get(name, 0.0) + value - since[name], 1) for name, value in now().items()
+      }
       report.write_text(path, json.dumps(seconds, indent=2) + "\n")
-
-
-def _identity(trained: models.Trained, held: HeldOut) -> dict[str, Any]:
-  """What makes two measurements the same."""
-  digest = models.digest(trained)
-  return {"model": digest, "data": held.fingerprint, "windows": len(held.windows)}
 
 
 def _measured(job: Job, name: str, of: dict[str, Any], take: Callable[[], Any]) -> None:
@@ -361,5 +379,6 @@ def _measured(job: Job, name: str, of: dict[str, Any], take: Callable[[], Any]) 
     print(f"{job.title}: {name} measured already", flush=True)
     return
   print(f"{job.title}: measuring the {name} on {of['windows']:,} held-out windows", flush=True)
-  content = {"method": job.method, "seed": job.seed, "of": of} | take()
+  where = {"machine": measure.machine(), "versions": evaluation.versions()}
+  content = {"method": job.method, "seed": job.seed, "of": of} | where | take()
   report.write_text(path, json.dumps(content) + "\n")

@@ -1,6 +1,6 @@
 """The figures of the comparison of tokenizers."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import pathlib
 from typing import Any
 
@@ -12,6 +12,7 @@ from matplotlib import ticker
 import numpy as np
 
 from oat_jax.study.figures import COARSE_TO_FINE
+from oat_jax.tokenizers import analysis
 from oat_jax.train import models
 
 # Okabe and Ito's colours, which colour-blind readers tell apart: one a family of methods, which is
@@ -56,17 +57,14 @@ def _styles(names: list[str]) -> dict[str, dict[str, Any]]:
 def _rate_distortion(
   path: pathlib.Path, methods: Mapping[str, Any], style: Mapping[str, Any]
 ) -> None:
-  """Error over bits, a curve over its prefixes for each method and a mark where it ends."""
+  """Error over bits, a curve over its budgets for each method and a mark where it ends."""
   figure, axis = plt.subplots(figsize=(7.6, 4.4))
   for name, each in methods.items():
-    bits_N, mse_N = (np.array(each["mean"]["prefixes"][key]) for key in ("bits", "mse"))
-    few = len(bits_N) <= _FEW
-    axis.plot(
-      bits_N, mse_N, lw=1.4, ms=4, alpha=0.9, markevery=None if few else [-1], **style[name]
-    )
-    axis.plot(
-      bits_N[-1:], mse_N[-1:], marker=style[name]["marker"], color=style[name]["color"], ms=9
-    )
+    at = np.array(each["facts"]["budgets"]) - 1
+    bits, mse = (np.array(each["mean"]["prefixes"][key])[at] for key in ("bits", "mse"))
+    few = len(bits) <= _FEW
+    axis.plot(bits, mse, lw=1.4, ms=4, alpha=0.9, markevery=None if few else [-1], **style[name])
+    axis.plot(bits[-1:], mse[-1:], marker=style[name]["marker"], color=style[name]["color"], ms=9)
   _log_bits(axis)
   axis.set(xlabel="bits per chunk", ylabel="held-out MSE, normalised actions")
   axis.set_title("large marks: all tokens; curves: their prefixes", fontsize=9)
@@ -74,15 +72,16 @@ def _rate_distortion(
 
 
 def _prefixes(path: pathlib.Path, methods: Mapping[str, Any], style: Mapping[str, Any]) -> None:
-  """Error over the number of tokens, mean and range over seeds."""
+  """Error over the budgets, mean and range over seeds."""
   figure, axis = plt.subplots(figsize=(7.6, 4.4))
   most = max(each["facts"]["max_tokens"] for each in methods.values())
   for name, each in methods.items():
+    budgets = np.array(each["facts"]["budgets"])
     mse_SN = np.array([figures["prefixes"]["mse"] for figures in each["by_seed"].values()])
-    budgets = np.arange(1, mse_SN.shape[1] + 1)
-    axis.plot(budgets, mse_SN.mean(0), lw=1.4, ms=5, **style[name])
+    mse_SK = mse_SN[:, budgets - 1]
+    axis.plot(budgets, mse_SK.mean(0), lw=1.4, ms=5, **style[name])
     axis.fill_between(
-      budgets, mse_SN.min(0), mse_SN.max(0), color=style[name]["color"], alpha=0.15, lw=0
+      budgets, mse_SK.min(0), mse_SK.max(0), color=style[name]["color"], alpha=0.15, lw=0
     )
   axis.set(xlabel="tokens K", ylabel="held-out MSE, normalised actions")
   axis.set_title("mean over seeds; shaded: lowest to highest", fontsize=9)
@@ -107,6 +106,31 @@ def _modelability(path: pathlib.Path, methods: Mapping[str, Any], style: Mapping
   title = "marks: chunks sampled from the policy; bars: the tokenizer's own error"
   axis.set_title(title, fontsize=9)
   _finish(figure, axis, path)
+
+
+def table(path: pathlib.Path, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+  """Draws a table of text, every column as wide as its longest cell."""
+  lines = [heads, *rows]
+  widths = [max(len(line[i]) for line in lines) + 2 for i in range(len(heads))]
+  size = (0.085 * sum(widths), 0.27 * len(lines) + 0.1)
+  figure, axis = plt.subplots(figsize=size)
+  axis.set_axis_off()
+  drawn = axis.table(
+    [list(row) for row in rows],
+    colLabels=list(heads),
+    colWidths=[width / sum(widths) for width in widths],
+    cellLoc="right",
+    bbox=(0, 0, 1, 1),  # pyright: ignore[reportArgumentType]
+    edges="horizontal",
+  )
+  drawn.auto_set_font_size(False)
+  drawn.set_fontsize(9)
+  for (line, column), cell in drawn.get_celld().items():
+    cell.set_linewidth(0.8 if line == 0 else 0.2)
+    cell.set_text_props(ha="left" if column == 0 else "right", weight="bold" if not line else None)
+  figure.subplots_adjust(0.01, 0.02, 0.99, 0.98)
+  figure.savefig(path, dpi=140)
+  plt.close(figure)
 
 
 def chunks(
@@ -167,9 +191,8 @@ def _decoded(trained: models.Trained, batch: Mapping[str, Any]) -> dict[int, np.
   assert tokenizer is not None
   N, dataset_B = tokenizer.max_tokens, batch["dataset"]
   tokens_BN = tokenizer.encode(trained.params, batch["actions"], batch["action_mask"], dataset_B)
-  budgets = [K for K in range(1, N + 1) if K & (K - 1) == 0 or K == N]
   decode = lambda K: np.asarray(tokenizer.decode(trained.params, tokens_BN, K, dataset_B))
-  return {K: decode(K) for K in budgets}
+  return {K: decode(K) for K in analysis.powers_of_two(N)}
 
 
 def _log_bits(axis: Any) -> None:

@@ -2,13 +2,16 @@
 
 from collections.abc import Callable, Mapping
 import functools
-from typing import Any
+import hashlib
+import os
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from oat_jax import tokenizers
+from oat_jax.data import normalization
 from oat_jax.data import pipeline
 from oat_jax.policies.policy import Sampling
 from oat_jax.tokenizers import analysis
@@ -25,6 +28,37 @@ _SEQUENCES = 1024  # that are replaced or corrupted, to be decoded
 _REPEATS = {1: 100, 256: 8}  # timed calls, by chunks a call
 
 
+class HeldOut(NamedTuple):
+  """What all methods are measured on, and how."""
+
+  windows: inputs.Subset
+  units: Units  # [min, max] of the training actions is [-1, 1]
+  executed: int  # steps of each chunk
+  of: dict[str, Any]  # what tells these measurements from others
+
+
+def held_out(split: inputs.Split, limit: int, executed: int) -> HeldOut:
+  """Returns at most `limit` of the held-out windows; `executed` is cut to the chunk."""
+  windows = inputs.evenly(split.validation, limit)
+  units = normalization.parameters(split.statistics["actions"], "min_max", "actions")
+  executed = min(executed, split.train.spec.action_horizon)
+  sha = hashlib.sha256()
+  batch = windows(np.arange(len(windows)))
+  for leaf in jax.tree.leaves((batch, units["offset"], units["scale"])):
+    sha.update(np.ascontiguousarray(leaf).tobytes())
+  of = {"data": split.fingerprint, "windows": len(windows), "chunks": sha.hexdigest()[:16]}
+  return HeldOut(windows, jax.device_put(units), executed, of | {"executed": executed})
+
+
+def machine() -> dict[str, Any]:
+  """Returns what measurements are taken on."""
+  return {
+    "devices": ", ".join(sorted({device.device_kind for device in jax.devices()})),
+    "cores": os.cpu_count(),
+    "cpu_only": jax.default_backend() == "cpu",
+  }
+
+
 def tokenizer(
   trained: models.Trained, windows: inputs.Subset, units: Units, executed: int
 ) -> dict[str, Any]:
@@ -32,8 +66,7 @@ def tokenizer(
 
   Of `figures`, means over windows on valid steps, `prefixes` holds lists over
   K = 1 .. N, and `cpu_us` {what: {chunks a call: CPU microseconds per chunk}}. `by_episode` holds
-  {K: [mean squared error of each held-out episode]} for powers of two and N, in the order of
-  `episodes`.
+  {K: [mean squared error of each held-out episode]} for `analysis.powers_of_two`, in their order.
   """
   tokenizer = trained.tokenizer
   assert tokenizer is not None
@@ -52,15 +85,16 @@ def tokenizer(
   tokens_BN, dataset_B = whole.pop("tokens_BN"), whole.pop("dataset_B")
   summary = analysis.summarise(**whole)
   episode_B = windows.windows.episode_W[windows.indices]
-  episodes = np.unique(episode_B)
-  by_episode_EN = np.stack([summary["mse_BN"][episode_B == e].mean(0) for e in episodes])
-  bits_N = analysis.bits_by_prefix(tokens_BN, tokenizer.vocab_size, pad)
+  by_episode_EN = np.stack(
+    [summary["mse_BN"][episode_B == episode].mean(0) for episode in np.unique(episode_B)]
+  )
+  bits_N = analysis.bits_by_prefix(tokens_BN, tokenizer.vocab_size, pad, tokenizer.budgets)
   some = np.unique(np.linspace(0, len(tokens_BN) - 1, _SEQUENCES).round().astype(int))
   rng = np.random.default_rng(0)
   share = lambda make: analysis.decodable_share(
     tokenizer, params, make(tokens_BN[some], tokenizer.vocab_size, pad, rng), dataset_B[some]
   )
-  kept = [K for K in range(1, N + 1) if K & (K - 1) == 0 or K == N]
+  learned = {name: trained.params.get(name, {}) for name in ("network", "codebook")}
   return {
     "facts": {
       "model": train_config.plain(trained.config.model),
@@ -68,8 +102,9 @@ def tokenizer(
       "ordered": tokenizer.prefix_decodable,
       "steps": trained.config.steps,
       "batch_size": trained.config.batch_size,
-      "parameters": sum(x.size for x in jax.tree.leaves(trained.params.get("network", {}))),
+      "parameters": sum(x.size for x in jax.tree.leaves(learned)),
       "max_tokens": N,
+      "budgets": list(tokenizer.budgets),
       "vocab_size": tokenizer.vocab_size,
       "executed": executed,
     },
@@ -92,8 +127,7 @@ def tokenizer(
       },
       "cpu_us": _costs(tokenizer, params, encode, windows, tokens_BN),
     },
-    "episodes": episodes.tolist(),
-    "by_episode": {str(K): by_episode_EN[:, K - 1].tolist() for K in kept},
+    "by_episode": {str(K): by_episode_EN[:, K - 1].tolist() for K in analysis.powers_of_two(N)},
   }
 
 

@@ -3,7 +3,7 @@
 Axis letters as in oat_jax/batch.py; K is a prefix length in 1 .. N.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import time
 from typing import Any
 
@@ -22,9 +22,22 @@ def lengths(tokens_BN: np.ndarray, pad_id: int | None = None) -> np.ndarray:
   return np.sum(tokens_BN != pad_id, axis=1)
 
 
-def bits_by_prefix(tokens_BN: np.ndarray, vocab_size: int, pad_id: int | None = None) -> np.ndarray:
-  """Returns (N,): mean tokens among the first 1 .. N, times log2 of the vocabulary."""
+def powers_of_two(max_tokens: int) -> list[int]:
+  """Returns the prefix lengths that stand for all: powers of two up to N, and N."""
+  return [K for K in range(1, max_tokens + 1) if K & (K - 1) == 0 or K == max_tokens]
+
+
+def bits_by_prefix(
+  tokens_BN: np.ndarray, vocab_size: int, pad_id: int | None = None, budgets: Sequence[int] = ()
+) -> np.ndarray:
+  """Returns (N,): mean tokens among the first 1 .. N, times log2 of the vocabulary.
+
+  Of a K between two of the tokenizer's `budgets`, if it has any, the tokens of the lower one count:
+  no more are decoded.
+  """
   budgets_N = np.arange(1, tokens_BN.shape[1] + 1)
+  if len(budgets):
+    budgets_N = np.asarray(budgets)[np.searchsorted(budgets, budgets_N, side="right") - 1]
   lengths_B1 = lengths(tokens_BN, pad_id)[:, None]
   return np.minimum(lengths_B1, budgets_N).mean(0) * np.log2(vocab_size)
 
@@ -34,19 +47,24 @@ def code_usage(tokens_BN: np.ndarray, vocab_size: int, pad_id: int | None = None
 
   `used` counts distinct codes, `share` is that of all but padding, `perplexity` the exponential of
   the entropy of their frequencies: as many codes, equally used, would say as much. Where no
-  sequence has a token both are 0.
+  sequence has a token both are 0. An id may mean another thing at each position: `used_a_position`
+  and `perplexity_a_position` are means over the positions that any sequence reaches.
   """
   tokens_BN = np.asarray(tokens_BN)
   counts_NV = np.stack([np.bincount(tokens_B, minlength=vocab_size) for tokens_B in tokens_BN.T])
   if pad_id is not None:
     counts_NV[:, pad_id] = 0
-  used = int(np.sum(counts_NV.sum(0) > 0))
+  used, used_N = int(np.sum(counts_NV.sum(0) > 0)), np.sum(counts_NV > 0, axis=1)
+  perplexity_N = np.array([_perplexity(counts_V) for counts_V in counts_NV])
+  reached = max(1, int(np.sum(used_N > 0)))
   return {
     "used": used,
     "share": used / (vocab_size - (pad_id is not None)),
     "perplexity": _perplexity(counts_NV.sum(0)),
-    "used_by_position": np.sum(counts_NV > 0, axis=1).tolist(),
-    "perplexity_by_position": [_perplexity(counts_V) for counts_V in counts_NV],
+    "used_by_position": used_N.tolist(),
+    "perplexity_by_position": perplexity_N.tolist(),
+    "used_a_position": float(used_N.sum() / reached),
+    "perplexity_a_position": float(perplexity_N.sum() / reached),
   }
 
 

@@ -13,6 +13,7 @@ from oat_jax.data import pipeline
 from oat_jax.envs import env as env_lib
 from oat_jax.envs import vector
 from oat_jax.study import compare
+from oat_jax.study import compare_markdown
 from oat_jax.study import compare_report
 from oat_jax.study import measure
 from oat_jax.train import inputs
@@ -22,6 +23,7 @@ from oat_jax.train import models
 EXAMPLE = "examples.linear_tokenizer"
 METHODS = ("oat", "bin")
 SEEDS = {"oat": ["0", "1"], "bin": ["0"], EXAMPLE: ["3"]}  # one, where there is nothing random
+VQ = {"width": 8, "latent": 4, "codes": 16}
 A, C, N_BIN = 4, 8, 32  # as many dimensions as the suite of the ceiling
 
 
@@ -34,18 +36,20 @@ def values(**changes):
   oat = tiny.run_values("tokenizer", "", steps=4, evaluate_every=4, save_every=4)
   policy = tiny.run_values("policy", "", steps=2)
   return {
+    "data": oat["data"],
     "methods": {
       "oat": oat,
       "bin": oat | {"model": {"name": "bin"}, "steps": 1},
-      "vq": oat | {"model": {"name": "vq", "width": 8, "latent": 4, "codes": 16}},
+      "vq": oat | {"model": {"name": "vq", "num_tokens": 8} | VQ},
     },
     "modelability": policy,
+    "same_tokens": {},
     "ceiling": {"num_tokens": (1, 8), "replan": 4, "episodes": 1, "max_steps": 8},
     "seeds": (0, 1),
     "modelability_seeds": (0,),
     "ceiling_seeds": (0,),
     "windows": 20,
-    "pairs": (("oat@8", "oat@4"), ("oat", "bin|vq"), ("vq@1", "oat@1"), ("oat@3", "bin")),
+    "pairs": (("oat@8", "oat@4"), ("oat", "bin|vq"), ("vq@1", "oat@1")),
     "pictured": ("oat", "vq"),
   } | changes
 
@@ -114,10 +118,11 @@ def test_every_method_is_there_with_each_of_its_seeds(content):
   assert content["methods"][EXAMPLE]["facts"]["steps"] == 4  # the learned ones' budget
   assert content["methods"]["bin"]["facts"]["steps"] == 1
   for name, each in content["methods"].items():
-    assert each["seconds"]["tokenizer"] > 0
+    assert min(each["seconds"]["tokenizer"].values()) > 0
     assert list(each["ceiling"]) == (["0"] if name in METHODS else [])
   assert list(content["methods"]["oat"]["model"]["by_seed"]) == ["0"]
-  assert content["methods"]["oat"]["seconds"]["model"] > 0
+  assert set(content["methods"]["oat"]["seconds"]["model"]) == {"cpu", "wall"}
+  assert [each["methods"] for each in content["measured"]] == [["bin", EXAMPLE, "oat"]]
   assert content["methods"]["bin"]["model"] is content["methods"][EXAMPLE]["model"] is None
 
 
@@ -144,6 +149,8 @@ def test_what_is_measured_is_what_the_tokenizer_does(compared, content, data):
   assert figures["tokens_per_chunk"] == 8
   assert figures["bits_per_chunk"] == pytest.approx(8 * np.log2(1000))
   assert figures["codes"]["used"] == len(np.unique(found["tokens"]))
+  weights = sum(x.size for x in jax.tree.leaves(trained.params["network"]))
+  assert content["methods"]["oat"]["facts"]["parameters"] == weights
   assert figures["worst_dimension_mse"] >= figures["mse"] * 0.99
   assert set(figures["cpu_us"]) == {"encode", "decode"}
   assert all(cost > 0 for costs in figures["cpu_us"].values() for cost in costs.values())
@@ -160,9 +167,16 @@ def test_units_are_the_same_whatever_a_tokenizer_normalises_by(compared):
   windows = inputs.evenly(inputs.load(trained.config.data, images=False).validation, 20)
   units = {name: np.asarray(trained.params["statistics"][name]) for name in ("offset", "scale")}
   once = measure.tokenizer(trained, windows, units, 4)["figures"]
-  twice = measure.tokenizer(trained, windows, units | {"scale": 2 * units["scale"]}, 4)["figures"]
+  few = trained._replace(tokenizer=trained.tokenizer._replace(budgets=(1, 16, 32)))
+  twice = measure.tokenizer(few, windows, units | {"scale": 2 * units["scale"]}, 4)["figures"]
   assert twice["mse"] == pytest.approx(4 * once["mse"], rel=1e-4)
   assert twice["drift"] == pytest.approx(2 * once["drift"], rel=1e-4)
+  # Between two budgets the bits are those of the lower one.
+  bits = [each["prefixes"]["bits"] for each in (once, twice)]
+  assert [[each[K - 1] for K in (1, 15, 16, 32)] for each in bits] == [
+    [8, 120, 128, 256],
+    [8, 8, 128, 256],
+  ]
 
 
 def test_the_bits_of_a_policy_are_its_cross_entropy(compared, content):
@@ -178,7 +192,7 @@ def test_the_bits_of_a_policy_are_its_cross_entropy(compared, content):
 
 def test_pairs_are_compared_on_the_same_episodes(compared, content):
   pairs = {(pair["first"], pair["second"]): pair for pair in content["pairs"]}
-  # vq was not run: the best of bin and it is bin. Bin's 3 first tokens were not kept by episode.
+  # vq was not run: the best of bin and it is bin.
   assert set(pairs) == {("oat@8", "oat@4"), ("oat@8", f"bin@{N_BIN}")}
   pair = pairs["oat@8", "oat@4"]
   by_episode = [
@@ -228,13 +242,21 @@ def test_the_text_shows_the_figures(compared, content):
   assert "**Missing:** vq: not run." in text and "The expert itself: 100 % (51-100)." in text
   assert "Every decoded chunk was finite" in text and "Means of up to 2 seeds" in text
   names = re.findall(r"!\[.+?\]\((.+?)\)", text)
-  assert set(names) == {path.name for path in (compared / "report").glob("*.png")}
-  assert len(names) == 4
+  pictures = [path.name for path in (compared / "report").glob("*.png")]
+  assert {*names, "table.png"} == set(pictures) and len(names) == 4
   for name in names:
     pixels_HWC = image.imread(compared / "report" / name)
     assert 300 < min(pixels_HWC.shape[:2]) and max(pixels_HWC.shape[:2]) < 3000
   rows = [line for line in text.splitlines() if line.startswith("| oat |")]
   assert len(rows) == 5 and "nan" not in text
+  # CPU seconds say nothing where something else computes.
+  seconds = content["methods"]["oat"]["seconds"]["tokenizer"]
+  for clock, cpu_only in (("CPU", True), ("wall", False)):
+    machine = content["measured"][0]["machine"] | {"cpu_only": cpu_only}
+    elsewhere = content | {"measured": [{"machine": machine}]}
+    heads, table = compare_markdown.main_table(elsewhere)
+    cells = next(row for row in table if row[0] == "oat")
+    assert (heads[-1], cells[-1]) == (f"train {clock} s", f"{seconds[clock.lower()]:.0f}")
 
 
 def files(out):
@@ -262,7 +284,8 @@ def test_a_second_call_trains_and_measures_nothing(compared, content, data, caps
 
 
 def test_the_report_of_other_methods_keeps_these(compared, content, data):
-  compare.run(values(), data, compared, methods=("bin",), stages=("report",))
+  how = {"suite": "metaworld/mt4", "stages": ("report",)}
+  compare.run(values(), data, compared, methods=("bin",), **how)
   again = json.loads((compared / "report" / "comparison.json").read_text())
   assert again["methods"] == content["methods"]
 
@@ -270,6 +293,90 @@ def test_the_report_of_other_methods_keeps_these(compared, content, data):
 def test_measurements_of_other_windows_are_not_mixed_in(compared, data):
   with pytest.raises(ValueError, match="holds no tokenizer measured on these.*bin, .*, oat"):
     compare.run(values(windows=10), data, compared, stages=("report",))
+
+
+@pytest.fixture
+def measured(compared):
+  """What tells the measurements that are there from others."""
+  of = json.loads((compared / "oat" / "seed0" / "tokenizer.json").read_text())["of"]
+  return {name: value for name, value in of.items() if name != "model"}
+
+
+@pytest.mark.parametrize(
+  ("part", "changes", "stale"),
+  [
+    ("ceiling", {"episodes": 2}, {"oat", "bin"}),
+    ("ceiling", {"max_steps": 9}, {"oat", "bin"}),
+    ("ceiling", {"replan": 2}, {"oat", "bin"}),
+    ("ceiling", {"num_tokens": ()}, {"oat"}),  # bin is run with all of its tokens only
+    ("ceiling", {"num_tokens": (8,)}, set()),
+    ("modelability", {"steps": 3}, {"oat"}),
+    ("modelability", {"batch_size": 8}, {"oat"}),
+    ("suite", "metaworld/other", {"oat", "bin"}),
+  ],
+)
+def test_what_was_run_by_another_plan_is_left_out(
+  part, changes, stale, compared, content, measured
+):
+  changed = content[part] | changes if isinstance(changes, dict) else changes
+  found, others, left_out = compare_report.read(compared, measured, content | {part: changed})
+  name = {"modelability": "model"}.get(part, "ceiling")
+  assert not others and set(left_out) == {(method, name, 0) for method in stale}
+  there = {method for method in METHODS if found[method][0][name] is not None}
+  assert there == ({"oat"} if name == "model" else set(METHODS)) - stale
+
+
+def test_the_report_says_what_is_of_another_plan(compared, data):
+  changed = values(modelability=tiny.run_values("policy", "", steps=3))
+  how = {"methods": ("oat",), "suite": "metaworld/mt4", "stages": ("report",)}
+  compare.run(changed, data, compared, **how)
+  again = json.loads((compared / "report" / "comparison.json").read_text())
+  why = "is of another tokenizer or plan, or not whole"
+  assert again["missing"] == ["vq: not run", f"oat: the model of seed 0 {why}"]
+
+
+def test_a_changed_replan_is_another_drift(compared, data):
+  with pytest.raises(ValueError, match="holds no tokenizer measured on these"):
+    changed = values(ceiling=values()["ceiling"] | {"replan": 2})
+    compare.run(changed, data, compared, stages=("report",))
+
+
+def test_parts_of_another_tokenizer_are_left_out(compared, content, measured):
+  path = compared / "oat" / "seed0" / "tokenizer.json"
+  kept = path.read_text()
+  try:
+    path.write_text(kept.replace(json.loads(kept)["of"]["model"], "0" * 16))
+    found, others, stale = compare_report.read(compared, measured, content)
+  finally:
+    path.write_text(kept)
+  assert found["oat"][0]["model"] is found["oat"][0]["ceiling"] is None and not others
+  assert stale == [("oat", "model", 0), ("oat", "ceiling", 0)]
+  assert found["bin"][0]["ceiling"]
+
+
+def test_a_ceiling_takes_budgets_that_the_tokenizer_has():
+  budgets = compare_report.ceiling_budgets
+  assert budgets((1, 2, 4), True, (1, 4, 8)) == [1, 4]
+  assert budgets((1, 2, 4), True, (8,)) == [4]
+  assert budgets((1, 2, 4, 8, 16, 32), True, ()) == [1, 2, 4, 8, 16]
+  assert budgets(tuple(range(1, 129)), False, (1, 8)) == [128]
+
+
+def test_one_data_for_all_runs_and_the_first_seed_where_none_is_named(data, tmp_path):
+  seen = {}
+  changes = {"data": values()["data"] | {"action_horizon": 4}, "same_tokens": {"vq": "oat"}}
+  with pytest.MonkeyPatch.context() as patch:
+    # Every call is kept: the job, what it is measured on, and the policy.
+    keep = lambda name: lambda job, *rest: seen.setdefault(name, []).append((job, rest))
+    patch.setattr(compare, "_train", keep("train"))
+    patch.setattr(compare, "_model", keep("model"))
+    compare.run(values(**changes), data, tmp_path, seeds=(3, 1, 4), stages=("train", "model"))
+  assert {job.run.data.action_horizon for job, _ in seen["train"]} == {4}
+  assert len(seen["train"]) == 3 + 1 + 3
+  modelled = [(job.method, job.seed) for job, _ in seen["model"]]
+  assert modelled == [("oat", 3), ("bin", 0)]
+  assert {rest[1].data.action_horizon for _, rest in seen["model"]} == {4}
+  assert seen["model"][0][1][1].data.path == str(data)
 
 
 def test_another_dataset_is_another_directory(compared, tmp_path):
@@ -295,10 +402,16 @@ def bad(name, **changes):
     (bad("vq", steps=0), {}, "config.methods.vq: config.steps is 0"),
     (bad("oat", kind="policy"), {}, "config.methods.oat.kind is 'policy'"),
     (bad("vq", model={"name": "vq", "codes": 1}), {}, "method vq: config.model.codes is 1"),
-    (bad("vq", data={"task": "", "action_horizon": 4}), {}, "config.methods.vq.data differs"),
+    ({"data": {"stride": 0}}, {}, "config.data.stride is 0"),
     (bad("oat", model={"name": "oat", "patch": 3}), {}, "method oat: config.model.patch 3"),
     ({"methods": {}}, {}, "config.methods is empty"),
     ({"pairs": (("oat",),)}, {}, "config.pairs holds"),
+    ({"pairs": (("oat", "bin|vg"),)}, {}, "config.pairs names 'vg'; config.methods has oat, bin"),
+    ({"pairs": (("oat@x", "bin"),)}, {}, "config.pairs holds 'oat@x'; .* a power of two"),
+    ({"pairs": (("oat@3", "bin"),)}, {}, "config.pairs holds 'oat@3'"),
+    ({"pairs": (("vq@16", "bin"),)}, {}, "'vq@16'; .* a power of two up to 8, or 8"),
+    ({"pictured": ("oats",)}, {}, "config.pictured names 'oats'"),
+    ({"same_tokens": {"vq": "vg"}}, {}, "config.same_tokens names 'vg'"),
     ({"windows": 0}, {}, "config.windows is 0"),
   ],
 )
@@ -325,6 +438,6 @@ def test_the_shipped_config_freezes():
     runs = compare.training_runs(
       compare.config_lib.freeze(compare.Config, shipped), (), "somewhere"
     )
-    assert {"oat", "oat_unordered", "quest_4", "vq", "bin", "fast_strict"} < set(runs)
+    assert {"oat", "oat_unordered", "quest_4", "vq", "bin_quantile", "fast_strict"} < set(runs)
     steps = {each.steps for each in runs.values()}
     assert len(steps) == 2 and min(steps) == 1  # one budget for all that are learned
