@@ -47,7 +47,7 @@ def get_config(variant: str = "mt4") -> ConfigDict:
   config.methods.oat = oat()
   config.methods.oat_block = oat(blocks=(1, 1, 2, 4))
   # Without ordering: always all tokens; and all subsets alike, so that a mask is nothing new.
-  config.methods.oat_unordered = oat(nested_dropout="none")
+  config.methods.oat_unordered = oat(nested_dropout="none", prefixes=1)
   config.methods.oat_random_subsets = oat(nested_dropout="random_subsets")
   config.methods.quest = quest()
   for N in (1, 2, 4):

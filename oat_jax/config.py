@@ -113,3 +113,20 @@ def between(value: float, low: float, high: float, where: str) -> None:
   """Raises ValueError unless low <= value <= high."""
   if not low <= value <= high:
     raise ValueError(f"{where} is {value}; it must be in {low}..{high}")
+
+
+def check_transformer(model: Any, *layers: str) -> None:
+  """Raises ValueError unless the sizes of a model's transformers fit.
+
+  Args:
+    model: a `Config` with `width`, `head_width`, `mlp_ratio`, `dropout` and `dtype`.
+    layers: the names of its numbers of layers.
+  """
+  choose(model.dtype, ("float32", "bfloat16"), "config.model.dtype")
+  for name in ("width", "head_width", "mlp_ratio", *layers):
+    at_least(getattr(model, name), 1, f"config.model.{name}")
+  between(model.dropout, 0, 0.99, "config.model.dropout")
+  if model.width % model.head_width:
+    raise ValueError(
+      f"config.model.width {model.width} is no multiple of head_width {model.head_width}"
+    )

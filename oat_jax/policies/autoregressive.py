@@ -42,14 +42,7 @@ class Config:
   dtype: str = "float32"
 
   def __post_init__(self):
-    config_lib.choose(self.dtype, ("float32", "bfloat16"), "config.model.dtype")
-    for name in ("width", "head_width", "layers", "mlp_ratio"):
-      config_lib.at_least(getattr(self, name), 1, f"config.model.{name}")
-    config_lib.between(self.dropout, 0, 0.99, "config.model.dropout")
-    if self.width % self.head_width:
-      raise ValueError(
-        f"config.model.width {self.width} is no multiple of head_width {self.head_width}"
-      )
+    config_lib.check_transformer(self, "layers")
 
 
 class Network(nn.Module):

@@ -17,6 +17,12 @@ def codebook_size(levels: Levels) -> int:
   return math.prod(levels)
 
 
+def check_levels(levels: Levels) -> None:
+  """Raises ValueError for levels that make no code."""
+  if min(levels, default=0) < 2:
+    raise ValueError(f"config.model.levels is {levels}; every level must be at least 2")
+
+
 def quantize(z: jax.Array, levels: Levels) -> jax.Array:
   """Rounds latents (..., D_l) to the grid in [-1, 1]; gradients pass straight through."""
   rounded = _bound(z, levels)

@@ -11,14 +11,12 @@ shows every token the future, and its windows begin a stride, so that no token s
 """
 
 import dataclasses
-from typing import Any
 
 from flax import linen as nn
 import jax.numpy as jnp
 
 from oat_jax import config as config_lib
 from oat_jax.batch import BatchSpec
-from oat_jax.data import normalization
 from oat_jax.nn import chunk_decoder
 from oat_jax.nn import convolution
 from oat_jax.nn import initializers
@@ -26,6 +24,7 @@ from oat_jax.nn import linear
 from oat_jax.nn import partitioning
 from oat_jax.nn import transformer
 from oat_jax.tokenizers import fsq
+from oat_jax.tokenizers import latents
 from oat_jax.tokenizers import tokenizer as tokenizer_lib
 from oat_jax.tokenizers.tokenizer import Tokenizer
 
@@ -51,19 +50,12 @@ class Config:
   dtype: str = "float32"
 
   def __post_init__(self):
-    config_lib.choose(self.dtype, ("float32", "bfloat16"), "config.model.dtype")
-    counts = ("num_tokens", "width", "head_width", "encoder_layers", "decoder_layers")
-    for name in (*counts, "mlp_ratio", "patch"):
+    config_lib.check_transformer(self, "encoder_layers", "decoder_layers")
+    fsq.check_levels(self.levels)
+    for name in ("num_tokens", "patch"):
       config_lib.at_least(getattr(self, name), 1, f"config.model.{name}")
     config_lib.at_least(self.kernel, 2, "config.model.kernel")
     config_lib.at_least(self.shortcut, 0, "config.model.shortcut")
-    config_lib.between(self.dropout, 0, 0.99, "config.model.dropout")
-    if self.width % self.head_width:
-      raise ValueError(
-        f"config.model.width {self.width} is no multiple of head_width {self.head_width}"
-      )
-    if min(self.levels, default=0) < 2:
-      raise ValueError(f"config.model.levels is {self.levels}; every level must be at least 2")
 
 
 class Network(nn.Module):
@@ -138,35 +130,18 @@ def make(config: Config, spec: BatchSpec, statistics: tokenizer_lib.Statistics |
   if C % config.patch:
     raise ValueError(f"config.model.patch {config.patch} does not divide the action horizon {C}")
   tokenizer_lib.check_cumulative(config.cumulative_weight, config.cumulative_dims, spec.action_dim)
-  network = Network(config, spec)
-  sample = jnp.zeros((1, C, spec.action_dim)), jnp.ones((1, C), bool)
-
-  def init(key):
-    return {
-      "network": partitioning.init(network, key, *sample),
-      "statistics": normalization.parameters(statistics, config.normalization, "actions"),
-    }
-
-  def axes():
-    return {"network": partitioning.logical_axes(network, *sample)}
-
-  def apply(params, *args, method: Any = None, **kwargs) -> Any:
-    return network.apply({"params": params["network"]}, *args, method=method, **kwargs)
-
-  def encode(params, actions_BCA, action_mask_BC, dataset_B=None):
-    x_BCA = tokenizer_lib.normalize(params["statistics"], actions_BCA, dataset_B)
-    codes_BNL = fsq.quantize(apply(params, x_BCA, action_mask_BC, method="encode"), config.levels)
-    return fsq.ids(codes_BNL, config.levels)
-
-  def decode(params, tokens_BN, num_tokens, dataset_B=None):
-    kept_BN = jnp.broadcast_to(jnp.arange(N) < num_tokens, tokens_BN.shape)
-    x_BCA = apply(params, fsq.codes(tokens_BN, config.levels), kept_BN, method="decode")
-    return tokenizer_lib.denormalize(params["statistics"], x_BCA, dataset_B)
+  of = latents.functions(
+    Network(config, spec),
+    config,
+    statistics,
+    jnp.zeros((1, C, spec.action_dim)),
+    jnp.ones((1, C), bool),
+  )
 
   def loss(params, batch, key):
     """Masked mean squared error of normalised actions, from all tokens."""
     target_BCA = tokenizer_lib.normalize(params["statistics"], batch["actions"], batch["dataset"])
-    predicted_BCA, codes_BNL = apply(
+    predicted_BCA, codes_BNL = of.apply(
       params,
       target_BCA,
       batch["action_mask"],
@@ -183,10 +158,10 @@ def make(config: Config, spec: BatchSpec, statistics: tokenizer_lib.Statistics |
     return total, aux | {"codes_in_batch": fsq.count_used(codes_BNL, config.levels)}
 
   return Tokenizer(
-    init=init,
-    axes=axes,
-    encode=encode,
-    decode=decode,
+    init=of.init,
+    axes=of.axes,
+    encode=of.encode,
+    decode=of.decode,
     loss=loss,
     spec=spec,
     vocab_size=fsq.codebook_size(config.levels),
