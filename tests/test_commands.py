@@ -219,7 +219,7 @@ ERRORS = {
   ),
   "quickstart: a stage before its time": (
     ("quickstart", "--out={new}", "--stages=report"),
-    "tokenizer is at step 0 of 4000; run the stage 'tokenizer' to its end first",
+    "tokenizer is at step 0 of 3000; run the stage 'tokenizer' to its end first",
   ),
   "quickstart: unknown variant": (
     ("quickstart", "--config=configs/quickstart.py:nope", "--out={new}"),
