@@ -307,7 +307,7 @@ def _train(job: Job, held: measure.HeldOut) -> None:
 def _model(job: Job, held: measure.HeldOut, policy: train_config.Config) -> None:
   """Trains the small policy over a tokenizer's tokens, and measures it."""
   tokenizer, workdir = job.directory / "tokenizer", job.directory / "model"
-  _check_trained(job)
+  checkpoint.check_done(job.directory / "tokenizer", job.run.steps, "train")
   policy = dataclasses.replace(policy, tokenizer=str(tokenizer), seed=job.seed)
   with _clock(job.directory, workdir, policy.steps):
     loop.train(policy, workdir)
@@ -320,7 +320,7 @@ def _model(job: Job, held: measure.HeldOut, policy: train_config.Config) -> None
 
 def _ceiling(job: Job, suite: str, plan: Ceiling, shared: dict[Any, Any]) -> None:
   """Runs the expert's own chunks, encoded and decoded, in the simulator."""
-  _check_trained(job)
+  checkpoint.check_done(job.directory / "tokenizer", job.run.steps, "train")
   tokenizer = models.load(job.directory / "tokenizer").tokenizer
   assert tokenizer is not None
   learned = tokenizer.fit is None
@@ -340,15 +340,6 @@ def _ceiling(job: Job, suite: str, plan: Ceiling, shared: dict[Any, Any]) -> Non
     each.known.setdefault(expert, shared[expert])
   each.run()
   shared[expert] = each.known[expert]
-
-
-def _check_trained(job: Job) -> None:
-  step = max(checkpoint.steps(job.directory / "tokenizer"), default=0)
-  if step != job.run.steps:
-    raise ValueError(
-      f"{job.directory / 'tokenizer'} is at step {step} of {job.run.steps}; run the stage 'train' "
-      "to its end first"
-    )
 
 
 @contextlib.contextmanager

@@ -152,7 +152,7 @@ def run(
     if stage in stages:
       print(f"\n== {number}/{len(STAGES)} {stage}", flush=True)
       for name in NEEDS[stage]:
-        _check_done(getattr(config, name), out / name)
+        checkpoint.check_done(out / name, getattr(config, name).steps, name)
       progress = _evaluated(evaluations()) if stage == "evaluate" else _progress(config, out, stage)
       with _clock(out, stage, *progress):
         actions[stage]()
@@ -173,15 +173,6 @@ def _evaluated(evaluations: Mapping[str, evaluation.Evaluation]) -> tuple[bool, 
   """As `_progress`, of the stage that runs these."""
   done = not any(each.missing for each in evaluations.values())
   return done, not any(each.replaces for each in evaluations.values())
-
-
-def _check_done(run: train_config.Config, workdir: pathlib.Path) -> None:
-  """Raises ValueError where a stage would take a half-trained run for a whole one."""
-  step = max(checkpoint.steps(workdir), default=0)
-  if step != run.steps:
-    raise ValueError(
-      f"{workdir} is at step {step} of {run.steps}; run the stage '{workdir.name}' to its end first"
-    )
 
 
 @contextlib.contextmanager

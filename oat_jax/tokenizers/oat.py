@@ -80,6 +80,7 @@ class Config:
         f"config.model.blocks {self.blocks} must be positive sizes that add up to num_tokens "
         f"{self.num_tokens}, the first of them 1"
       )
+    budget_shares(self)
 
   @property
   def budgets(self) -> tuple[int, ...]:
@@ -174,7 +175,10 @@ def register_mask(num_positions: int, budgets: Sequence[int]) -> np.ndarray:
 
 
 def budget_shares(config: Config) -> np.ndarray:
-  """Returns the probability with which training keeps each of `config.budgets`."""
+  """Returns the probability with which training keeps each of `config.budgets`.
+
+  Raises ValueError where that of all tokens is 0.
+  """
   budgets = np.asarray(config.budgets)
   shares = {
     "uniform": np.ones(len(budgets)),
@@ -214,7 +218,6 @@ def make(config: Config, spec: BatchSpec, statistics: tokenizer_lib.Statistics |
   if C % config.patch:
     raise ValueError(f"config.model.patch {config.patch} does not divide the action horizon {C}")
   tokenizer_lib.check_cumulative(config.cumulative_weight, config.cumulative_dims, spec.action_dim)
-  budget_shares(config)
   of = latents.functions(
     Network(config, spec),
     config,

@@ -63,6 +63,15 @@ def steps(workdir: str | os.PathLike) -> list[int]:
   return sorted(int(path.name) for path in directory(workdir).glob("*") if path.name.isdigit())
 
 
+def check_done(workdir: str | os.PathLike, steps_wanted: int, stage: str) -> None:
+  """Raises ValueError, naming the stage to run, unless a run has got to its last step."""
+  step = max(steps(workdir), default=0)
+  if step != steps_wanted:
+    raise ValueError(
+      f"{workdir} is at step {step} of {steps_wanted}; run the stage '{stage}' to its end first"
+    )
+
+
 def load_params(workdir: str | os.PathLike, step: int | None = None) -> tuple[int, Any]:
   """Returns (step, params) of a working directory as numpy arrays, whatever devices wrote them.
 
