@@ -3,7 +3,7 @@ r"""The comparison of tokenizers at one budget: what launch/compare.py trains, f
   python launch/compare.py tokenizers --config=configs/compare.py:mt4 --data=DIR --out=runs/compare
 
 Variants (the part behind the colon):
-  mt4     MetaWorld MT4 demonstrations, chunk 32; learned tokenizers 2000 steps at batch 128
+  mt4     MetaWorld MT4 demonstrations, chunk 32; learned tokenizers 1000 steps at batch 128
   bridge  BridgeData V2's features, chunk 8; on 25 episodes of 10 steps a check that all of it runs
   mini    mt4 with a few steps and windows, to see every stage run; learns nothing
 
@@ -79,7 +79,7 @@ def get_config(variant: str = "mt4") -> ConfigDict:
   )
   config.pictured = ("oat", "oat_random_subsets", "oat_unordered")
 
-  steps, batch_size = {"mt4": (2000, 128), "bridge": (200, 64), "mini": (10, 16)}[variant]
+  steps, batch_size = {"mt4": (1000, 128), "bridge": (200, 64), "mini": (10, 16)}[variant]
   runs = [*config.methods.values(), config.modelability]
   for run in runs[:-1]:
     run.batch_size = batch_size

@@ -41,7 +41,7 @@ class Linear(nn.Module):
 
 
 class Perceptron(nn.Module):
-  """One hidden layer: y = gelu(x w_1 + b_1) w_2 + b_2."""
+  """Two hidden layers: y = gelu(gelu(x w_1 + b_1) w_2 + b_2) w_3 + b_3."""
 
   hidden: int  # F
   features: int
@@ -51,6 +51,7 @@ class Perceptron(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     h_BF = nn.gelu(Linear(self.hidden, None, "mlp", dtype=self.dtype, name="up")(x))
     h_BF = partitioning.constrain(h_BF, "batch", "mlp")
+    h_BF = nn.gelu(Linear(self.hidden, "mlp", None, dtype=self.dtype, name="across")(h_BF))
     return Linear(self.features, "mlp", None, dtype=self.dtype, name="down")(h_BF)
 
 

@@ -49,7 +49,7 @@ class Config:
   decoder_layers: int = 4
   mlp_ratio: int = 4
   dropout: float = 0.1
-  # Hidden width of two MLPs beside the attention: from the whole chunk to the registers' first
+  # Hidden width (two layers) of two MLPs beside the attention: from the whole chunk to the registers' first
   # values, and from all latents to the decoder's queries. Registers that begin alike, as published
   # (0), learn slowly to say different things: attention hardly tells chunks apart at first.
   shortcut: int = 0
@@ -60,7 +60,8 @@ class Config:
   # This share of the examples keeps all tokens: the last ones, which only the longest prefixes
   # train, hardly come into use otherwise.
   keep_all: float = 0.0
-  # Prefixes drawn for each example, one from each M-th of the distribution; they share the encoder.
+  # Prefixes drawn for each example, one from each M-th of the distribution; they share the encoder,
+  # and each M-th counts by its error relative to what that is: see `loss`.
   prefixes: int = 1  # M
   cumulative_weight: float = 0.0  # these two: see `reconstruction_loss`
   cumulative_dims: tuple[int, ...] = ()
@@ -228,7 +229,11 @@ def make(config: Config, spec: BatchSpec, statistics: tokenizer_lib.Statistics |
   )
 
   def loss(params, batch, key):
-    """Masked mean squared error of normalised actions, over M prefixes of each example."""
+    """Masked mean squared error of normalised actions, over M prefixes of each example.
+
+    The gradient is that of the M errors' geometric mean, times a number: the errors of coarse
+    prefixes are several times those of long ones, which would hardly be heard beside them.
+    """
     key_kept, key_dropout = jax.random.split(key)
     target_BCA = tokenizer_lib.normalize(params["statistics"], batch["actions"], batch["dataset"])
     predicted_BMCA, codes_BNL = of.apply(
@@ -239,11 +244,13 @@ def make(config: Config, spec: BatchSpec, statistics: tokenizer_lib.Statistics |
       deterministic=config.dropout == 0,
       rngs={"dropout": key_dropout},
     )
-    target_BMCA, mask_BMCA = target_BCA[:, None], tokenizer_lib.valid(batch)[:, None]
-    mask_BMCA = jnp.broadcast_to(mask_BMCA, predicted_BMCA.shape)
-    total, aux = tokenizer_lib.reconstruction_loss(
-      predicted_BMCA, target_BMCA, mask_BMCA, config.cumulative_weight, config.cumulative_dims
+    mask_BCA = tokenizer_lib.valid(batch)
+    of_prefix = lambda predicted_BCA: tokenizer_lib.reconstruction_loss(
+      predicted_BCA, target_BCA, mask_BCA, config.cumulative_weight, config.cumulative_dims
     )
+    total_M, aux_M = jax.vmap(of_prefix, in_axes=1)(predicted_BMCA)
+    scale_M = jax.lax.stop_gradient(jnp.mean(total_M) / jnp.maximum(total_M, 1e-12))
+    total, aux = jnp.mean(scale_M * total_M), jax.tree.map(jnp.mean, aux_M)
     return total, aux | {"codes_in_batch": fsq.count_used(codes_BNL, config.levels)}
 
   return Tokenizer(
