@@ -29,7 +29,7 @@ class ChunkDecoder(nn.Module):
   patch: int = 1  # steps that one query stands for
   dropout: float = 0.0
   dtype: Any = jnp.float32
-  # Hidden width of an MLP from all latents to the queries, beside the attention; 0 for none.
+  # Hidden width of a perceptron from all latents to the queries, beside the attention; 0: none.
   shortcut: int = 0
 
   def setup(self):

@@ -49,9 +49,10 @@ class Config:
   decoder_layers: int = 4
   mlp_ratio: int = 4
   dropout: float = 0.1
-  # Hidden width (two layers) of two MLPs beside the attention: from the whole chunk to the registers' first
-  # values, and from all latents to the decoder's queries. Registers that begin alike, as published
-  # (0), learn slowly to say different things: attention hardly tells chunks apart at first.
+  # Width of the two hidden layers of two MLPs beside the attention: from the whole chunk to the
+  # registers' first values, and from all latents to the decoder's queries. Registers that begin
+  # alike, as published (0), learn slowly to say different things: attention hardly tells chunks
+  # apart at first.
   shortcut: int = 0
   # This many steps make one encoder token and one decoder query: shorter sequences, same chunk.
   patch: int = 1
@@ -60,8 +61,8 @@ class Config:
   # This share of the examples keeps all tokens: the last ones, which only the longest prefixes
   # train, hardly come into use otherwise.
   keep_all: float = 0.0
-  # Prefixes drawn for each example, one from each M-th of the distribution; they share the encoder,
-  # and each M-th counts by its error relative to what that is: see `loss`.
+  # Prefixes drawn for each example, one from each M-th of the distribution; they share the encoder.
+  # Each M-th's error counts relative to its size, see `loss`.
   prefixes: int = 1  # M
   cumulative_weight: float = 0.0  # these two: see `reconstruction_loss`
   cumulative_dims: tuple[int, ...] = ()

@@ -301,25 +301,33 @@ def test_several_prefixes_of_an_example_come_from_all_parts_of_the_distribution(
   assert kept_BMN.shape == (1000, 4, N)
   for m in range(4):
     assert set(kept_BMN[:, m].sum(-1)) == {2 * m + 1, 2 * m + 2}
-  # The loss is the mean over them.
-  tokenizer, one = (tiny.tokenizer(SPEC, prefixes=M) for M in (N, 1))
-  params = tiny.init(tokenizer)
-  made = batch_lib.fake(SPEC, 3)
-  mean = np.asarray(jax.jit(tokenizer.loss)(params, made, jax.random.key(0))[0])
-  every = oat.Network(oat.Config(**tiny.TOKENIZER), SPEC)
+
+
+def test_several_prefixes_count_by_their_relative_errors():
+  """The loss is their mean, its gradient that of their geometric mean, times loss over it."""
+  tokenizer = tiny.tokenizer(SPEC, num_tokens=2, prefixes=2)
+  params, made = tiny.init(tokenizer), batch_lib.fake(SPEC, 3)
+  net = oat.Network(oat.Config(**tiny.TOKENIZER, num_tokens=2), SPEC)
   target_BCA = tokenizer_lib.normalize(params["statistics"], made["actions"], made["dataset"])
   mask_BCA = np.broadcast_to(tokenizer_lib.valid(made), target_BCA.shape)
+  kept_BMN = np.broadcast_to(np.tri(2, dtype=bool), (3, 2, 2))  # the stratified draw of M = N
 
-  @jax.jit
-  def error(kept_BN):
-    x_BMCA, _ = every.apply(
-      {"params": params["network"]}, target_BCA, made["action_mask"], kept_BN[:, None]
-    )
-    return tokenizer_lib.masked_mse(x_BMCA[:, 0], target_BCA, mask_BCA)
+  def errors(network):
+    x_BMCA, _ = net.apply({"params": network}, target_BCA, made["action_mask"], kept_BMN)
+    each = [tokenizer_lib.masked_mse(x_BMCA[:, m], target_BCA, mask_BCA) for m in range(2)]
+    return jnp.stack(each)
 
-  errors = [float(error(first(K, K, K))) for K in range(1, N + 1)]
-  np.testing.assert_allclose(mean, np.mean(errors), rtol=1e-5)
-  assert not np.isclose(mean, jax.jit(one.loss)(params, made, jax.random.key(0))[0])
+  loss = lambda network: tokenizer.loss(
+    params | {"network": network}, made, jax.random.key(0)
+  )[0]  # fmt: skip
+  geometric = lambda network: jnp.exp(jnp.mean(jnp.log(errors(network))))
+  gradient = lambda of: jax.jit(jax.value_and_grad(of))(params["network"])
+  (value, found), (mean, wanted) = gradient(loss), gradient(geometric)
+  plain, unwanted = gradient(lambda network: jnp.mean(errors(network)))
+  np.testing.assert_allclose(value, plain, rtol=1e-5)
+  flat = lambda tree: np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
+  np.testing.assert_allclose(flat(found), flat(wanted) * value / mean, atol=1e-5)
+  assert np.abs(flat(found) - flat(unwanted)).max() > 1e-3
 
 
 @pytest.mark.parametrize(
