@@ -85,7 +85,7 @@ def get_config(variant: str = "mt4") -> ConfigDict:
     run.batch_size = batch_size
     if run.steps > 1:  # those that are fitted have one
       run.steps = steps
-      run.optimizer.learning_rate = 4e-3  # in so few steps better than 2e-3, for OAT and for QueST
+      run.optimizer.learning_rate = 4e-3  # in so few steps better than 2e-3: OAT, QueST, VQ
     if variant == "bridge" and "patch" in run.model:
       run.model.patch = 1
   config.modelability.steps, config.modelability.batch_size = {

@@ -52,7 +52,8 @@ class Perceptron(nn.Module):
     h_BF = nn.gelu(Linear(self.hidden, None, "mlp", dtype=self.dtype, name="up")(x))
     h_BF = partitioning.constrain(h_BF, "batch", "mlp")
     h_BF = nn.gelu(Linear(self.hidden, "mlp", None, dtype=self.dtype, name="across")(h_BF))
-    return Linear(self.features, "mlp", None, dtype=self.dtype, name="down")(h_BF)
+    h_BF = partitioning.constrain(h_BF, "batch", "mlp")  # scattered as it is summed, not gathered
+    return Linear(self.features, "mlp", "embed", dtype=self.dtype, name="down")(h_BF)
 
 
 class Embed(nn.Module):

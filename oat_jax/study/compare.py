@@ -189,7 +189,8 @@ def run(
       pictured=config.pictured,
       windows=held.windows,
       of=held.of,
-      facts=_facts(config, data, split, suite),
+      facts=_facts(config, data, split, suite)
+      | {"plans": _plans(training_runs(config, (), str(data)) | runs)},
     )
   return out / "report"
 
@@ -285,6 +286,15 @@ def _facts(
     "ceiling": dataclasses.asdict(config.ceiling),
     "modelability": _budget(config.modelability),
     "same_tokens": dict(config.same_tokens),
+  }
+
+
+def _plans(runs: Mapping[str, train_config.Config]) -> dict[str, Any]:
+  """What tokenizers of one method must have in common, among themselves and with the config."""
+  return {
+    name: {"model": train_config.plain(run.model)}
+    | {key: getattr(run, key) for key in ("steps", "batch_size")}
+    for name, run in runs.items()
   }
 
 

@@ -42,20 +42,23 @@ def write(
     pictured: methods whose chunks are drawn side by side.
     windows: the held-out ones.
     of: what tells measurements on them from others.
-    facts: what a reader must know, with the plans of `modelability`, `suite` and `ceiling`.
+    facts: what a reader must know, with `plans` of methods and those of `modelability`, `suite` and
+      `ceiling`.
 
   Raises:
     ValueError: there is no tokenizer at all.
   """
   found, others, stale = read(out, of, facts)
+  changed = {name for name, part, _ in stale if part == "tokenizer"}
   if not found:
-    which = f": {', '.join(others)} measured on others" if others else ""
+    which = ", ".join(sorted({*others, *changed}))
+    which = f": {which} measured on others, or trained by another plan" if which else ""
     raise ValueError(
       f"{out} holds no tokenizer measured on these held-out windows{which}; run the stage 'train' "
       "first"
     )
   names = sorted(found, key=lambda name: (*_group(found[name]), name))
-  missing = [f"{name}: not run" for name in known if name not in [*found, *others]]
+  missing = [f"{name}: not run" for name in known if name not in {*found, *others, *changed}]
   missing += [f"{name}: measured on other windows; run 'train' again" for name in others]
   missing += [
     f"{name}: the {part} of seed {seed} is of another tokenizer or plan, or not whole"
@@ -109,7 +112,7 @@ def read(
   Args:
     out: the comparison's directory.
     of: what tells measurements on these windows from others.
-    facts: with the plans of `modelability`, `suite` and `ceiling`.
+    facts: with `plans` of methods and those of `modelability`, `suite` and `ceiling`.
 
   Returns:
     {method: {seed: parts}}, a part None where it is not there; names of methods that were measured
@@ -126,6 +129,10 @@ def read(
     method, seed, digest = tokenizer["method"], tokenizer["seed"], tokenizer["of"]["model"]
     if not of.items() <= tokenizer["of"].items():
       others.append(method)
+      continue
+    # Of methods that the config does not know, nothing is planned.
+    if not facts["plans"].get(method, {}).items() <= tokenizer["facts"].items():
+      stale.append((method, "tokenizer", seed))
       continue
     wanted = {**of, "tokenizer": digest, "policy": facts["modelability"]}
     if model is not None and not wanted.items() <= model["of"].items():

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 Levels = tuple[int, ...]
+MOST_CODES = 2**24  # a policy's logits over more would not fit, long before ids overflow
 
 
 def codebook_size(levels: Levels) -> int:
@@ -18,9 +19,14 @@ def codebook_size(levels: Levels) -> int:
 
 
 def check_levels(levels: Levels) -> None:
-  """Raises ValueError for levels that make no code."""
+  """Raises ValueError for levels that make no code, or too many."""
   if min(levels, default=0) < 2:
     raise ValueError(f"config.model.levels is {levels}; every level must be at least 2")
+  if codebook_size(levels) > MOST_CODES:
+    raise ValueError(
+      f"config.model.levels {levels} make {codebook_size(levels):,} codes; at most {MOST_CODES:,} "
+      "can be told apart"
+    )
 
 
 def quantize(z: jax.Array, levels: Levels) -> jax.Array:

@@ -135,7 +135,8 @@ class Network(nn.Module):
     steps_BCX = jnp.concatenate(
       [jnp.where(action_mask_BC[..., None], actions_BCA, 0), visible_BC1], -1
     )
-    x_BPD = self.embed_actions(steps_BCX.reshape(B, P, -1)) + self.encoder_positions_PD
+    x_BPD = self.embed_actions(steps_BCX.reshape(B, P, -1))
+    x_BPD += self.encoder_positions_PD.astype(x_BPD.dtype)
     registers_BND = jnp.broadcast_to(self.registers_ND, (B, N, c.width)).astype(x_BPD.dtype)
     if c.shortcut:
       registers_BND += self.to_registers(steps_BCX.reshape(B, -1)).reshape(B, N, c.width)
@@ -263,6 +264,7 @@ def make(config: Config, spec: BatchSpec, statistics: tokenizer_lib.Statistics |
     spec=spec,
     vocab_size=fsq.codebook_size(config.levels),
     max_tokens=N,
-    prefix_decodable=config.nested_dropout not in ("random_subsets", "none"),
+    prefix_decodable=config.nested_dropout not in ("random_subsets", "none")
+    and config.keep_all < 1,
     budgets=config.budgets,
   )

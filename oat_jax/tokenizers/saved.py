@@ -118,7 +118,10 @@ def load(path: str | os.PathLike) -> tuple[Tokenizer, Params]:
     raise ValueError(f"{path / 'params.safetensors'} cannot be read: {error}") from error
   arrays = {name: views[name].copy() for name in sorted(views)}  # views are read-only
   _compare({name: _describe(x) for name, x in arrays.items()}, described, f"{where} describes")
-  tokenizer = _make(config, spec, arrays)
+  try:
+    tokenizer = _make(config, spec, arrays)
+  except ValueError as error:
+    raise ValueError(f"{where}: {error}") from error
   for name, value in known.items():
     if getattr(tokenizer, name) != value:
       raise ValueError(

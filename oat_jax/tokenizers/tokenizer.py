@@ -265,14 +265,14 @@ def _checked(tokenizer: Tokenizer) -> Tokenizer:
       if ((ids_B < 0) | (ids_B >= spec.num_datasets)).any():
         raise ValueError(f"dataset {ids_B.tolist()} is outside 0..{spec.num_datasets - 1}")
 
-  def encode(params, actions_BCA, action_mask=None, dataset=None):
+  def check_actions(what, actions_BCA, action_mask, dataset):
     shape = tuple(jnp.shape(actions_BCA))
     if len(shape) != 3 or shape[1:] != (spec.action_horizon, spec.action_dim):
       wanted = f"[B, {spec.action_horizon}, {spec.action_dim}]"
-      raise ValueError(f"encode: actions have shape {list(shape)}; expected {wanted}")
+      raise ValueError(f"{what}: actions have shape {list(shape)}; expected {wanted}")
     if action_mask is not None and jnp.shape(action_mask) != shape[:2]:
       raise ValueError(
-        f"encode: the mask has shape {list(jnp.shape(action_mask))}; expected {list(shape[:2])}"
+        f"{what}: the mask has shape {list(jnp.shape(action_mask))}; expected {list(shape[:2])}"
       )
     if concrete(actions_BCA) and concrete(action_mask):
       valid = True if action_mask is None else np.asarray(action_mask)[..., None]
@@ -280,12 +280,20 @@ def _checked(tokenizer: Tokenizer) -> Tokenizer:
         bad = np.argwhere(~np.isfinite(np.asarray(actions_BCA, np.float32)) & valid)
       if len(bad):
         raise ValueError(
-          f"encode: actions hold NaN or infinity at [row, step, dimension] {bad[0].tolist()}"
+          f"{what}: actions hold NaN or infinity at [row, step, dimension] {bad[0].tolist()}"
         )
     check_dataset(dataset, shape[0])
+
+  def encode(params, actions_BCA, action_mask=None, dataset=None):
+    check_actions("encode", actions_BCA, action_mask, dataset)
     # Inside a trace, nothing that an inner jit has kept from another one, with other shardings.
     run = jit_encode if concrete(actions_BCA) else tokenizer.encode
     return run(params, actions_BCA, action_mask, dataset)
+
+  def fit(actions_WCA, action_mask_WC, dataset_W):
+    check_actions("fit", actions_WCA, action_mask_WC, dataset_W)
+    assert tokenizer.fit is not None
+    return tokenizer.fit(actions_WCA, action_mask_WC, dataset_W)
 
   def check_tokens(tokens_BN, num_tokens):
     shape, dtype = tuple(jnp.shape(tokens_BN)), jnp.result_type(tokens_BN)
@@ -319,7 +327,10 @@ def _checked(tokenizer: Tokenizer) -> Tokenizer:
     return jit_decodable(params, tokens_BN, num_tokens)
 
   return tokenizer._replace(
-    encode=encode, decode=decode, decodable=None if jit_decodable is None else decodable
+    encode=encode,
+    decode=decode,
+    decodable=None if jit_decodable is None else decodable,
+    fit=None if tokenizer.fit is None else fit,
   )
 
 

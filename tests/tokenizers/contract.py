@@ -15,13 +15,16 @@ BOTH = np.array([0, 1], np.int32)  # datasets of two rows
 SPEC = tiny.spec(num_datasets=2)
 C, A = SPEC.action_horizon, SPEC.action_dim
 STATISTICS = tiny.statistics(A, 2)
-OAT = {"name": "oat"} | tiny.TOKENIZER
+# As the configs ship it; tests/tokenizers/test_oat.py has the published kind.
+SHIPPED = {"shortcut": 16, "prefixes": 2, "keep_all": 0.5, "nested_dropout": "power_law"}
+SHIPPED |= {"cumulative_weight": 0.1, "cumulative_dims": (0, 1)}
+OAT = {"name": "oat"} | tiny.TOKENIZER | SHIPPED
 QUEST = {"name": "quest"} | tiny.MODEL
-QUEST |= {"num_tokens": 4, "encoder_layers": 1, "decoder_layers": 1, "patch": 2}
-UNORDERED = OAT | {"nested_dropout": "none"}
+QUEST |= {"num_tokens": 4, "encoder_layers": 1, "decoder_layers": 1, "patch": 2, "shortcut": 16}
+UNORDERED = OAT | {"nested_dropout": "none", "prefixes": 1}
 CASES = {
   "oat": OAT,
-  "oat_blocks": OAT | {"blocks": (1, 1, 2, 4), "shortcut": 16},
+  "oat_blocks": OAT | {"blocks": (1, 1, 2, 4), "shortcut": 0},
   "quest": QUEST,
   "vq": {"name": "vq", "codes": 16, "latent": 8, "width": 32, "layers": 1},
   "bin": {"name": "bin"},

@@ -222,6 +222,22 @@ def test_bad_actions_are_errors(case):
       case.tokenizer.encode(case.params, actions, mask, dataset)
 
 
+def test_bad_chunks_to_fit_are_errors(case):
+  fit = case.tokenizer.fit
+  if fit is None:
+    return
+  good, all_BC = np.zeros((2, C, A), np.float32), np.ones((2, C), bool)
+  for actions, mask, dataset, message in (
+    (good[:, 1:], all_BC[:, 1:], BOTH, r"fit: actions .* \[2, 7, 3\]; expected \[B, 8, 3\]"),
+    (good, all_BC[:, 1:], BOTH, r"fit: the mask has shape \[2, 7\]; expected \[2, 8\]"),
+    (good * np.nan, all_BC, BOTH, r"fit: actions hold NaN or infinity at .* \[0, 0, 0\]"),
+    (good, all_BC, np.array([0, 2]), r"dataset \[0, 2\] is outside 0..1"),
+    (good, all_BC, BOTH[:1], r"dataset has shape \[1\]; expected \[2\]"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      fit(actions, mask, dataset)
+
+
 def test_bad_tokens_are_errors(case):
   N, V = case.tokenizer.max_tokens, case.tokenizer.vocab_size
   good = np.zeros((2, N), np.int32)
@@ -256,6 +272,8 @@ def test_bad_configurations_are_errors(case):
     for levels in ((8, 1), (), (8, -5)):
       with pytest.raises(ValueError, match="every level must be at least 2"):
         make(values, levels=levels)
+    with pytest.raises(ValueError, match=r"levels \(64, .*\) make 1,073,741,824 codes; at most"):
+      make(values, levels=(64,) * 5)
   if case.tokenizer.init is not None:
     unable = tokenizers.make(values, SPEC)
     with pytest.raises(ValueError, match="statistics of the training actions"):
@@ -309,7 +327,7 @@ print(json.dumps(out))
 """
 
 
-ON_DEVICES = ("oat", "quest", "vq", "bin")
+ON_DEVICES = ("oat", "oat_blocks", "quest", "vq", "bin", "example")
 
 
 @pytest.fixture(scope="module")

@@ -124,6 +124,25 @@ def test_float32_edge_cases(steps):
   np.testing.assert_array_equal(got_BN, alone_BN)
 
 
+def test_tokens_of_float32_edge_cases_are_the_oracles():
+  """In units that normalisation leaves as they are, so that both see the same ties."""
+  spec = tiny.spec(action_horizon=C, action_dim=A)
+  ends = {name: np.ones((1, A)) for name in ("max", "q99", "std")}
+  ends |= {name: -np.ones((1, A)) for name in ("min", "q01")} | {"mean": np.zeros((1, A))}
+  tokenizer = make(spec, ends)
+  values = np.concatenate([np.arange(-80, 81, dtype=np.float32) / 80, np.float32([-0.0, 1e-30])])
+  constant_BCA = np.tile(values[:, None, None], (1, C, A))
+  halves_BCA = np.random.default_rng(0).integers(-9, 10, (200, C, A)).astype(np.float32) / 20
+  halves_BCA = scipy.fft.idct(halves_BCA, axis=1, norm="ortho").astype(np.float32)
+  x_BCA = np.concatenate([constant_BCA, halves_BCA])
+  scaled_BCA = scipy.fft.dct(x_BCA, axis=1, norm="ortho") * np.float32(10)
+  assert (np.abs(scaled_BCA) % 1 == 0.5).sum() > 50
+  params = fit(tokenizer, x_BCA, np.zeros(len(x_BCA), np.int32))
+  oracle = Oracle(x_BCA)
+  found_BN = np.asarray(tokenizer.encode(params, x_BCA))
+  np.testing.assert_array_equal(found_BN, padded([oracle.encode(x_CA) for x_CA in x_BCA]))
+
+
 @pytest.mark.parametrize("value", [-1e30, 3e38])
 def test_huge_outliers_take_the_ends_of_the_range(tokenizer, params, value):
   x_BCA, dataset_B = chunks(2)

@@ -1,5 +1,7 @@
 """OAT: causal masks, prefixes and totality, proven by gradients and by any tokens one likes."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -247,6 +249,34 @@ def test_bfloat16_tokens_stay_valid():
   assert x_BCA.dtype == np.float32 and np.isfinite(x_BCA).all()
 
 
+@pytest.mark.parametrize("what", ["encode", "decode"])
+def test_bfloat16_reaches_all_layers(what):
+  net, variables = network(dtype="bfloat16", shortcut=16)
+  inputs = (chunk(), everything()) if what == "encode" else (latents_BNL(2), first(3, 3))
+  run = lambda *arrays: net.apply(variables, *arrays, method=what)
+  text = str(jax.make_jaxpr(run)(*inputs))
+  # Of two axes: attention adds up its logits in float32.
+  products = re.findall(r":(\w+)\[\d+,\d+\] = dot_general", text)
+  assert products.count("bf16") >= 8
+  assert products.count("f32") == 1  # the last one: to latents, or to actions
+
+
+@pytest.mark.parametrize(
+  ("N", "C", "A", "patch"), [(1, 1, 1, 1), (3, 5, 1, 1), (16, 8, 7, 4), (5, 7, 2, 7)]
+)
+def test_any_numbers_of_tokens_steps_and_dimensions(N, C, A, patch):
+  spec = tiny.spec(action_horizon=C, action_dim=A)
+  tokenizer = tiny.tokenizer(spec, num_tokens=N, patch=patch, shortcut=16)
+  params, rng = tiny.init(tokenizer), np.random.default_rng(0)
+  low, high = (np.asarray(params["statistics"][name])[0] for name in ("min", "max"))
+  x_BCA = rng.uniform(low, high, (4, C, A)).astype(np.float32)
+  tokens_BN = np.asarray(tokenizer.encode(params, x_BCA))
+  assert tokens_BN.shape == (4, N) and len(np.unique(tokens_BN, axis=0)) > 1
+  decoded = [tokenizer.decode(params, rng.integers(0, V, (4, N)), K) for K in range(1, N + 1)]
+  for y_BCA in map(np.asarray, decoded):
+    assert y_BCA.shape == (4, C, A) and ((y_BCA >= low) & (y_BCA <= high)).all()
+
+
 def test_registers_of_a_block_do_not_see_each_other():
   net, variables = network(encoder_layers=2, blocks=(1, 1, 2, 4))
 
@@ -303,9 +333,11 @@ def test_several_prefixes_of_an_example_come_from_all_parts_of_the_distribution(
     assert set(kept_BMN[:, m].sum(-1)) == {2 * m + 1, 2 * m + 2}
 
 
-def test_several_prefixes_count_by_their_relative_errors():
+@pytest.mark.parametrize("weight", [0.0, 0.3])
+def test_several_prefixes_count_by_their_relative_errors(weight):
   """The loss is their mean, its gradient that of their geometric mean, times loss over it."""
-  tokenizer = tiny.tokenizer(SPEC, num_tokens=2, prefixes=2)
+  cumulative = {"cumulative_weight": weight, "cumulative_dims": (0, 2)}
+  tokenizer = tiny.tokenizer(SPEC, num_tokens=2, prefixes=2, **cumulative)
   params, made = tiny.init(tokenizer), batch_lib.fake(SPEC, 3)
   net = oat.Network(oat.Config(**tiny.TOKENIZER, num_tokens=2), SPEC)
   target_BCA = tokenizer_lib.normalize(params["statistics"], made["actions"], made["dataset"])
@@ -314,17 +346,27 @@ def test_several_prefixes_count_by_their_relative_errors():
 
   def errors(network):
     x_BMCA, _ = net.apply({"params": network}, target_BCA, made["action_mask"], kept_BMN)
-    each = [tokenizer_lib.masked_mse(x_BMCA[:, m], target_BCA, mask_BCA) for m in range(2)]
-    return jnp.stack(each)
+    parts = [
+      tokenizer_lib.reconstruction_loss(x_BMCA[:, m], target_BCA, mask_BCA, *cumulative.values())
+      for m in range(2)
+    ]
+    mean = {name: (parts[0][1][name] + parts[1][1][name]) / 2 for name in parts[0][1]}
+    return jnp.stack([total for total, _ in parts]), mean
 
-  loss = lambda network: tokenizer.loss(
-    params | {"network": network}, made, jax.random.key(0)
-  )[0]  # fmt: skip
-  geometric = lambda network: jnp.exp(jnp.mean(jnp.log(errors(network))))
-  gradient = lambda of: jax.jit(jax.value_and_grad(of))(params["network"])
-  (value, found), (mean, wanted) = gradient(loss), gradient(geometric)
-  plain, unwanted = gradient(lambda network: jnp.mean(errors(network)))
+  def geometric(network):
+    each, mean = errors(network)
+    return jnp.exp(jnp.mean(jnp.log(each))), (jnp.mean(each), mean)
+
+  loss = lambda network: tokenizer.loss(params | {"network": network}, made, jax.random.key(0))
+  plainly = lambda network: jnp.mean(errors(network)[0])
+  network = params["network"]
+  (value, aux), found = jax.jit(jax.value_and_grad(loss, has_aux=True))(network)
+  (mean, (plain, parts)), wanted = jax.jit(jax.value_and_grad(geometric, has_aux=True))(network)
+  unwanted = jax.jit(jax.grad(plainly))(network)
   np.testing.assert_allclose(value, plain, rtol=1e-5)
+  assert set(parts) == ({"mse", "cumulative_mse"} if weight else {"mse"})
+  for name, part in parts.items():
+    np.testing.assert_allclose(aux[name], part, rtol=1e-5)
   flat = lambda tree: np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
   np.testing.assert_allclose(flat(found), flat(wanted) * value / mean, atol=1e-5)
   assert np.abs(flat(found) - flat(unwanted)).max() > 1e-3

@@ -215,9 +215,9 @@ def test_a_description_that_disagrees_is_an_error(copy):
   cases = [
     ({"format_version": 2}, "has format version 2; this oat_jax reads version 1"),
     ({"spec": spec | {"action_dimension": 3}}, "not a tokenizer's description.*action_dimension"),
-    ({"spec": spec | {"action_dim": 4}}, r"statistics have shape \[1, 3\]; \[1, 4\]"),
+    ({"spec": spec | {"action_dim": 4}}, r"spec.json: the statistics .* \[1, 3\]; \[1, 4\]"),
     ({"config": {"name": "none"}}, "'none'; it must be one of"),
-    ({"config": content["config"] | {"wings": 2}}, "no key 'wings'"),
+    ({"config": content["config"] | {"wings": 2}}, "spec.json: .*no key 'wings'"),
     ({"vocab_size": 5}, rf"vocab_size 5; .* makes a tokenizer of {content['vocab_size']}"),
     ({"max_tokens": 9}, rf"max_tokens 9; .* makes a tokenizer of {content['max_tokens']}"),
     ({"arrays": arrays | {first: ["int8", [1]]}}, rf"'{first}': .* \['int8', \[1\]\], .*float32"),

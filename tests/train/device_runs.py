@@ -21,7 +21,7 @@ def digest(params):
 
 
 def main(meshes):
-  tokenizer = tiny.tokenizer()
+  tokenizer = tiny.tokenizer(shortcut=16, prefixes=2)
   fixed = jax.jit(tokenizer.init)(jax.random.key(0))
   fixed = jax.tree.map(np.asarray, fixed)  # belongs to no device
   models = {"tokenizer": (tokenizer, ()), "policy": (tiny.policy(tokenizer=tokenizer), (fixed,))}
