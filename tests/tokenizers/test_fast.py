@@ -129,7 +129,7 @@ def test_tokens_of_float32_edge_cases_are_the_oracles():
   spec = tiny.spec(action_horizon=C, action_dim=A)
   ends = {name: np.ones((1, A)) for name in ("max", "q99", "std")}
   ends |= {name: -np.ones((1, A)) for name in ("min", "q01")} | {"mean": np.zeros((1, A))}
-  tokenizer = make(spec, ends)
+  tokenizer = make(spec, tiny.statistics(A) | ends)
   values = np.concatenate([np.arange(-80, 81, dtype=np.float32) / 80, np.float32([-0.0, 1e-30])])
   constant_BCA = np.tile(values[:, None, None], (1, C, A))
   halves_BCA = np.random.default_rng(0).integers(-9, 10, (200, C, A)).astype(np.float32) / 20
