@@ -39,6 +39,10 @@ def test_parameters_are_cut_as_the_mesh_says(runs, name):
 @pytest.mark.parametrize("name", ["tokenizer", "policy"])
 def test_activations_are_pinned_inside_the_step(runs, name):
   rows, width = '[{"data", "fsdp"}, {}, {}]', '[{"data", "fsdp"}, {}, {"tensor"}]'
-  table = ['[{"tensor"}, {}]', "[{}, {}]"] if name == "policy" else []  # of tokens and of tasks
-  assert runs[f"{name} [2, 2, 2]"]["pinned"] == sorted([rows, width, *table])
+  # The policy's tables, of tokens and of tasks; the tokenizer's perceptrons.
+  own = {
+    "policy": ['[{"tensor"}, {}]', "[{}, {}]"],
+    "tokenizer": ['[{"data", "fsdp"}, {"tensor"}]'],
+  }
+  assert runs[f"{name} [2, 2, 2]"]["pinned"] == sorted([rows, width, *own[name]])
   assert runs[f"{name} [1, 1, 1]"]["pinned"] == []
