@@ -66,7 +66,7 @@ def get_config(variant: str = "mt4") -> ConfigDict:
   config.ceiling = ConfigDict()
   config.ceiling.num_tokens = (1, 2, 4, 8)
   config.ceiling.replan = 8
-  config.ceiling.episodes = 25
+  config.ceiling.episodes = 10
   config.ceiling.max_steps = 300
   config.ceiling_seeds = (0,)
 
