@@ -8,7 +8,8 @@ Variants (the part behind the colon):
   mini    mt4 with a few steps and windows, to see every stage run; learns nothing
 
 `config.data` is the data of all runs, e.g. --config.data.action_horizon=16. A learned run of mt4
-takes 220 to 310 CPU seconds (OAT), 190 (QueST) or 35 (VQ) on a core of an AMD EPYC.
+takes 185 CPU seconds (OAT), 120 (QueST) or 35 (VQ) on a core of an AMD EPYC of 2021; all of the
+comparison takes about an hour and a half on two of them.
 """
 
 import pathlib
