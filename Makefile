@@ -1,4 +1,4 @@
-# make quickstart   collect demonstrations, train tokenizer and policy, evaluate, report (15 to 30 minutes on two cores)
+# make quickstart   collect demonstrations, train tokenizer and policy, evaluate, report (44 minutes on one core, less on two)
 # make test         all tests, in parallel
 # make lint         ruff and pyright
 # make bench        launch/benchmark.py, every section, into runs/bench

@@ -29,7 +29,7 @@ class ChunkDecoder(nn.Module):
   patch: int = 1  # steps that one query stands for
   dropout: float = 0.0
   dtype: Any = jnp.float32
-  # Hidden width of a perceptron from all latents to the queries, beside the attention; 0: none.
+  # Hidden width of an MLP from all latents to the queries, beside the attention; 0: none.
   shortcut: int = 0
 
   def setup(self):
@@ -51,7 +51,7 @@ class ChunkDecoder(nn.Module):
       dtype=self.dtype,
     )
     if self.shortcut:
-      self.to_queries = linear.Perceptron(self.shortcut, P * D, dtype=self.dtype)
+      self.to_queries = linear.MLP(self.shortcut, P * D, dtype=self.dtype)
     self.to_actions = linear.Linear(self.patch * self.action_dim, "embed", None)
 
   def __call__(

@@ -1,4 +1,4 @@
-"""Linear maps as single matrix products, a biased layer, and a token table."""
+"""Linear maps as single matrix products, a biased layer, an MLP, and a token table."""
 
 import math
 from typing import Any
@@ -40,7 +40,7 @@ class Linear(nn.Module):
     return contract(x.astype(self.dtype), w) + b.astype(self.dtype)
 
 
-class Perceptron(nn.Module):
+class MLP(nn.Module):
   """Two hidden layers: y = gelu(gelu(x w_1 + b_1) w_2 + b_2) w_3 + b_3."""
 
   hidden: int  # F

@@ -176,6 +176,9 @@ def run(
       act(job)
   if "report" in stages:
     print("\n== report", flush=True)
+    # Of all methods of the config, and of those by a dotted path that are asked for.
+    known = training_runs(config, (), str(data)) | {job.method: job.run for job in jobs}
+    plans = {name: measure.plan(each) for name, each in known.items()}
     parts = {"tokenizer": jobs, "model": modelled, "ceiling": driven}
     wanted = {
       name: {part: [job.seed for job in each if job.method == name] for part, each in parts.items()}
@@ -189,8 +192,7 @@ def run(
       pictured=config.pictured,
       windows=held.windows,
       of=held.of,
-      facts=_facts(config, data, split, suite)
-      | {"plans": _plans(training_runs(config, (), str(data)) | runs)},
+      facts=_facts(config, data, split, suite) | {"plans": plans},
     )
   return out / "report"
 
@@ -284,24 +286,9 @@ def _facts(
     "action_dim": split.train.spec.action_dim,
     "suite": suite,
     "ceiling": dataclasses.asdict(config.ceiling),
-    "modelability": _budget(config.modelability),
+    "modelability": measure.plan(config.modelability),
     "same_tokens": dict(config.same_tokens),
   }
-
-
-def _plans(runs: Mapping[str, train_config.Config]) -> dict[str, Any]:
-  """What tokenizers of one method must have in common, among themselves and with the config."""
-  return {
-    name: {"model": train_config.plain(run.model)}
-    | {key: getattr(run, key) for key in ("steps", "batch_size")}
-    for name, run in runs.items()
-  }
-
-
-def _budget(policy: train_config.Config) -> dict[str, Any]:
-  """What two policies must have in common so that what they make of tokens compares."""
-  values = train_config.to_json(policy)
-  return {name: values[name] for name in ("model", "optimizer", "steps", "batch_size")}
 
 
 def _train(job: Job, held: measure.HeldOut) -> None:
@@ -322,7 +309,7 @@ def _model(job: Job, held: measure.HeldOut, policy: train_config.Config) -> None
   with _clock(job.directory, workdir, policy.steps):
     loop.train(policy, workdir)
   trained = models.load(workdir)
-  of = {"model": models.digest(trained), "policy": _budget(policy)} | held.of
+  of = {"model": models.digest(trained), "policy": measure.plan(policy)} | held.of
   of["tokenizer"] = models.read_description(workdir)["tokenizer"]["digest"]
   take = lambda: measure.model(trained, held.windows, held.units)
   _measured(job, "model", of, take)

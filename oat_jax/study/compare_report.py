@@ -60,8 +60,10 @@ def write(
   names = sorted(found, key=lambda name: (*_group(found[name]), name))
   missing = [f"{name}: not run" for name in known if name not in {*found, *others, *changed}]
   missing += [f"{name}: measured on other windows; run 'train' again" for name in others]
+  why = {"tokenizer": "was trained by another plan than the config's: choose another OUT"}
   missing += [
-    f"{name}: the {part} of seed {seed} is of another tokenizer or plan, or not whole"
+    f"{name}: the {part} of seed {seed} "
+    + why.get(part, "is of another tokenizer or plan, or not whole")
     for name, part, seed in stale
   ]
   for name, parts in wanted.items():

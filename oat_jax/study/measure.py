@@ -28,6 +28,12 @@ _SEQUENCES = 1024  # that are replaced or corrupted, to be decoded
 _REPEATS = {1: 100, 256: 8}  # timed calls, by chunks a call
 
 
+def plan(run: train_config.Config) -> dict[str, Any]:
+  """What two runs must have in common so that what they made compares."""
+  values = train_config.to_json(run)
+  return {name: values[name] for name in ("model", "optimizer", "steps", "batch_size")}
+
+
 class HeldOut(NamedTuple):
   """What all methods are measured on, and how."""
 
@@ -96,12 +102,10 @@ def tokenizer(
   )
   learned = {name: trained.params.get(name, {}) for name in ("network", "codebook")}
   return {
-    "facts": {
-      "model": train_config.plain(trained.config.model),
+    "facts": plan(trained.config)
+    | {
       "learned": tokenizer.fit is None,
       "ordered": tokenizer.prefix_decodable,
-      "steps": trained.config.steps,
-      "batch_size": trained.config.batch_size,
       "parameters": sum(x.size for x in jax.tree.leaves(learned)),
       "max_tokens": N,
       "budgets": list(tokenizer.budgets),

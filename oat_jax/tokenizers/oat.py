@@ -110,7 +110,7 @@ class Network(nn.Module):
       c.encoder_layers, D, heads, c.mlp_ratio * D, dropout=c.dropout, dtype=dtype
     )
     if c.shortcut:
-      self.to_registers = linear.Perceptron(c.shortcut, c.num_tokens * D, dtype)
+      self.to_registers = linear.MLP(c.shortcut, c.num_tokens * D, dtype)
     self.to_latent = linear.Linear(len(c.levels), "embed", None)
     self.decoder = chunk_decoder.ChunkDecoder(
       horizon=C,

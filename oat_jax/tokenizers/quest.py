@@ -43,7 +43,8 @@ class Config:
   mlp_ratio: int = 4
   dropout: float = 0.1
   patch: int = 1  # steps that one decoder query stands for
-  shortcut: int = 0  # hidden width of an MLP from all latents to the decoder's queries
+  # Width of the two hidden layers of an MLP from all latents to the decoder's queries.
+  shortcut: int = 0
   normalization: str = "min_max"
   cumulative_weight: float = 0.0  # these two: see `tokenizer.reconstruction_loss`
   cumulative_dims: tuple[int, ...] = ()

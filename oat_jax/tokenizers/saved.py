@@ -25,7 +25,7 @@ from oat_jax.tokenizers import tokenizer as tokenizer_lib
 from oat_jax.tokenizers.tokenizer import Params
 from oat_jax.tokenizers.tokenizer import Tokenizer
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 # What safetensors can write and read back as numpy arrays.
 DTYPES = ("bool", "float16", "float32", "float64")
 DTYPES += tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))

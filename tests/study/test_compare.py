@@ -340,14 +340,17 @@ def test_tokenizers_of_another_recipe_are_left_out(compared, content, measured, 
   longer = values()["methods"]
   longer["oat"]["steps"] = 6
   changed = values(methods=longer)
-  compare.run(changed, data, compared, methods=("bin",), suite="metaworld/mt4", stages=("report",))
-  again = json.loads((compared / "report" / "comparison.json").read_text())
-  why = "is of another tokenizer or plan, or not whole"
+  how = {"suite": "metaworld/mt4", "stages": ("report",)}
+  try:
+    compare.run(changed, data, compared, methods=("bin",), **how)
+    again = json.loads((compared / "report" / "comparison.json").read_text())
+  finally:
+    compare.run(values(), data, compared, methods=("oat",), **how)
+  why = "was trained by another plan than the config's: choose another OUT"
   assert again["missing"][:3] == [
     "vq: not run",
     *(f"oat: the tokenizer of seed {seed} {why}" for seed in (0, 1)),
   ]
-  compare.run(values(), data, compared, methods=("oat",), stages=("report",))
 
 
 def test_a_changed_replan_is_another_drift(compared, data):
@@ -407,3 +410,10 @@ def test_without_a_suite_there_is_no_ceiling(data, tmp_path, capsys):
   assert content["methods"]["bin"]["ceiling"] == {} and content["expert"] is None
   assert "bin: no model of seed 0" in content["missing"]
   assert "## Ceiling" not in (tmp_path / "report" / "comparison.md").read_text()
+
+
+def test_a_fitted_tokenizer_by_its_path_is_compared(data, tmp_path):
+  name = "oat_jax.tokenizers.binning"
+  compare.run(values(), data, tmp_path, methods=(name,), stages=("train", "report"))
+  content = json.loads((tmp_path / "report" / "comparison.json").read_text())
+  assert list(content["methods"]) == [name] and content["plans"][name]["steps"] == 1

@@ -222,10 +222,9 @@ def test_bad_actions_are_errors(case):
       case.tokenizer.encode(case.params, actions, mask, dataset)
 
 
+@pytest.mark.parametrize("case", ["bin", "fast", "fast_strict"], indirect=True)
 def test_bad_chunks_to_fit_are_errors(case):
   fit = case.tokenizer.fit
-  if fit is None:
-    return
   good, all_BC = np.zeros((2, C, A), np.float32), np.ones((2, C), bool)
   for actions, mask, dataset, message in (
     (good[:, 1:], all_BC[:, 1:], BOTH, r"fit: actions .* \[2, 7, 3\]; expected \[B, 8, 3\]"),

@@ -66,18 +66,18 @@ def test_fitting_is_deterministic_and_does_not_look_at_padding(values):
 
 # OAT's first step. A change that is meant to change them renews them: pytest prints both sides.
 GOLDEN = {"loss": 1.4243832, "grad_norm": 4.2259393}
-PERCEPTRON = "up/w up/b across/w across/b down/w down/b"
+MLP = "up/w up/b across/w across/b down/w down/b"
 TRANSFORMER = "w_down w_up norm_self/scale norm_mlp/scale"
 ATTENTION = "w_q w_k w_v w_o"
 NAMES = {
   "": "embed_actions/w embed_actions/b encoder_positions registers to_latent/w to_latent/b",
-  "to_registers/": PERCEPTRON,
+  "to_registers/": MLP,
   "encoder/": "norm_out/scale",
   "encoder/blocks_0/": TRANSFORMER,
   "encoder/blocks_0/self_attention/": ATTENTION,
   "decoder/": "from_latent/w from_latent/b latent_positions masked_latent queries to_actions/w "
   "to_actions/b",
-  "decoder/to_queries/": PERCEPTRON,
+  "decoder/to_queries/": MLP,
   "decoder/transformer/": "norm_out/scale",
   "decoder/transformer/blocks_0/": TRANSFORMER + " norm_cross/scale",
   "decoder/transformer/blocks_0/self_attention/": ATTENTION,

@@ -200,7 +200,7 @@ def test_a_foreign_or_broken_parameter_file_is_an_error(copy, directory, tmp_pat
     saved.load(copy)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "7", "{}", '{"format_version": 1, "config": 3}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", "7", "{}", '{"format_version": 2, "config": 3}'])
 def test_json_that_describes_no_tokenizer_is_an_error(copy, text):
   (copy / "spec.json").write_text(text)
   with pytest.raises(ValueError, match="spec.json is not a tokenizer's description"):
@@ -213,7 +213,7 @@ def test_a_description_that_disagrees_is_an_error(copy):
   learned = content["config"]["name"] == EXAMPLE["name"]
   first = sorted(arrays)[0]
   cases = [
-    ({"format_version": 2}, "has format version 2; this oat_jax reads version 1"),
+    ({"format_version": 1}, "has format version 1; this oat_jax reads version 2"),
     ({"spec": spec | {"action_dimension": 3}}, "not a tokenizer's description.*action_dimension"),
     ({"spec": spec | {"action_dim": 4}}, r"spec.json: the statistics .* \[1, 3\]; \[1, 4\]"),
     ({"config": {"name": "none"}}, "'none'; it must be one of"),

@@ -39,7 +39,7 @@ def test_parameters_are_cut_as_the_mesh_says(runs, name):
 @pytest.mark.parametrize("name", ["tokenizer", "policy"])
 def test_activations_are_pinned_inside_the_step(runs, name):
   rows, width = '[{"data", "fsdp"}, {}, {}]', '[{"data", "fsdp"}, {}, {"tensor"}]'
-  # The policy's tables, of tokens and of tasks; the tokenizer's perceptrons.
+  # The policy's tables, of tokens and of tasks; the tokenizer's MLPs.
   own = {
     "policy": ['[{"tensor"}, {}]', "[{}, {}]"],
     "tokenizer": ['[{"data", "fsdp"}, {"tensor"}]'],
