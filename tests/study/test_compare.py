@@ -300,14 +300,15 @@ def measured(compared):
 @pytest.mark.parametrize(
   ("part", "changes", "stale"),
   [
-    ("ceiling", {"episodes": 2}, {"oat", "bin"}),
-    ("ceiling", {"max_steps": 9}, {"oat", "bin"}),
-    ("ceiling", {"replan": 2}, {"oat", "bin"}),
-    ("ceiling", {"num_tokens": ()}, {"oat"}),  # bin is run with all of its tokens only
-    ("ceiling", {"num_tokens": (8,)}, set()),
-    ("modelability", {"steps": 3}, {"oat"}),
-    ("modelability", {"batch_size": 8}, {"oat"}),
-    ("suite", "metaworld/other", {"oat", "bin"}),
+    ("ceiling", {"episodes": 2}, {"oat", "bin", EXAMPLE}),
+    ("ceiling", {"max_steps": 9}, {"oat", "bin", EXAMPLE}),
+    ("ceiling", {"replan": 2}, {"oat", "bin", EXAMPLE}),
+    # bin is run with all of its tokens only; the example has 4, and was run with 1.
+    ("ceiling", {"num_tokens": ()}, {"oat", EXAMPLE}),
+    ("ceiling", {"num_tokens": (8,)}, {EXAMPLE}),
+    ("modelability", {"steps": 3}, {"oat", EXAMPLE}),
+    ("modelability", {"batch_size": 8}, {"oat", EXAMPLE}),
+    ("suite", "metaworld/other", {"oat", "bin", EXAMPLE}),
   ],
 )
 def test_what_was_run_by_another_plan_is_left_out(
@@ -316,9 +317,10 @@ def test_what_was_run_by_another_plan_is_left_out(
   changed = content[part] | changes if isinstance(changes, dict) else changes
   found, others, left_out = compare_report.read(compared, measured, content | {part: changed})
   name = {"modelability": "model"}.get(part, "ceiling")
-  assert not others and set(left_out) == {(method, name, 0) for method in stale}
-  there = {method for method in METHODS if found[method][0][name] is not None}
-  assert there == ({"oat"} if name == "model" else set(METHODS)) - stale
+  first = {method: int(seeds[0]) for method, seeds in SEEDS.items()}
+  assert not others and set(left_out) == {(method, name, first[method]) for method in stale}
+  there = {method for method in SEEDS if found[method][first[method]][name] is not None}
+  assert there == ({"oat", EXAMPLE} if name == "model" else set(SEEDS)) - stale
 
 
 def test_the_report_says_what_is_of_another_plan(compared, data):
@@ -327,7 +329,8 @@ def test_the_report_says_what_is_of_another_plan(compared, data):
   compare.run(changed, data, compared, **how)
   again = json.loads((compared / "report" / "comparison.json").read_text())
   why = "is of another tokenizer or plan, or not whole"
-  assert again["missing"] == ["vq: not run", f"oat: the model of seed 0 {why}"]
+  parts = (f"{EXAMPLE}: the model of seed 3", "oat: the model of seed 0")
+  assert again["missing"] == ["vq: not run", *(f"{part} {why}" for part in parts)]
 
 
 def test_tokenizers_of_another_recipe_are_left_out(compared, content, measured, data):
