@@ -36,17 +36,35 @@ class Config:
     config_lib.above(self.clip, 0, f"{where}.clip")
 
 
-def normalize(
+def inputs(
   statistics: Mapping[str, jax.Array], batch: Mapping[str, Any], config: Config
-) -> jax.Array:
-  """Returns the batch's states (B, T, S), normalised by its dataset's statistics and clipped."""
+) -> dict[str, jax.Array]:
+  """Returns what `Encoder` takes of a batch.
+
+  `state` (B, T, S) is normalised by its dataset's statistics and clipped; `mask` (B, T) and `task`
+  (B,) are as in the batch.
+  """
   row = lambda name: statistics[name][batch["dataset"]][:, None]
   state_BTS = (batch["observation"]["state"] - row("offset")) * row("scale")
-  return jnp.clip(state_BTS, -config.clip, config.clip)
+  return {
+    "state": jnp.clip(state_BTS, -config.clip, config.clip),
+    "mask": batch["observation_mask"],
+    "task": batch["observation"]["task"],
+  }
+
+
+def sample(spec: BatchSpec) -> dict[str, jax.Array]:
+  """Returns inputs of one row, to initialise an encoder with."""
+  T = spec.observation_steps
+  return {
+    "state": jnp.zeros((1, T, spec.state_dim)),
+    "mask": jnp.ones((1, T), bool),
+    "task": jnp.zeros((1,), jnp.int32),
+  }
 
 
 class Encoder(nn.Module):
-  """Normalised states, masks and task ids -> observation tokens (B, T, D)."""
+  """`inputs` -> observation tokens (B, M, D), M the same for every batch of a spec."""
 
   config: Config
   spec: BatchSpec
@@ -54,15 +72,15 @@ class Encoder(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, state_BTS, observation_mask_BT, task_B, deterministic=True):
-    c = self.config
+  def __call__(self, seen: Mapping[str, jax.Array], deterministic: bool = True) -> jax.Array:
+    c, state_BTS = self.config, seen["state"]
     B, T, _ = state_BTS.shape
     if c.noise and not deterministic:
       noise_BTS = jax.random.normal(self.make_rng("dropout"), state_BTS.shape)
       state_BTS = state_BTS + c.noise * noise_BTS
-    task_BX = linear.Embed(self.spec.num_tasks, c.task_width, "task", name="task")(task_B)
+    task_BX = linear.Embed(self.spec.num_tasks, c.task_width, "task", name="task")(seen["task"])
     task_BTX = jnp.broadcast_to(task_BX[:, None], (B, T, c.task_width))
-    present_BT1 = observation_mask_BT[..., None].astype(state_BTS.dtype)
+    present_BT1 = seen["mask"][..., None].astype(state_BTS.dtype)
     h_BTF = jnp.concatenate([state_BTS, present_BT1, task_BTX], -1)
     h_BTF = nn.gelu(linear.Linear(c.hidden, None, "mlp", dtype=self.dtype, name="mlp_in")(h_BTF))
     h_BTF = nn.gelu(linear.Linear(c.hidden, "mlp", None, dtype=self.dtype, name="mlp_mid")(h_BTF))

@@ -66,10 +66,9 @@ class Network(nn.Module):
     )
     self.to_logits = linear.Linear(padded, "embed", "vocab", scale=0.1)
 
-  def memory(self, state_BTS, observation_mask_BT, task_B, deterministic=True):
+  def memory(self, seen, deterministic=True):
     """Returns the cross-attention's keys and values: the cost of looking, paid once a chunk."""
-    x_BTD = self.observe(state_BTS, observation_mask_BT, task_B, deterministic)
-    return self.transformer.memory(x_BTD)
+    return self.transformer.memory(self.observe(seen, deterministic))
 
   def empty_cache(self, batch_size):
     return self.transformer.empty_cache(batch_size, self.max_tokens)
@@ -86,9 +85,9 @@ class Network(nn.Module):
     )
     return self.to_logits(x_BMD.astype(jnp.float32))[..., : self.vocab_size], cache
 
-  def __call__(self, state_BTS, observation_mask_BT, task_B, tokens_BN, deterministic=True):
+  def __call__(self, seen, tokens_BN, deterministic=True):
     """Teacher forcing: `tokens_BN` begins with BOS; returns logits_BNV."""
-    memory = self.memory(state_BTS, observation_mask_BT, task_B, deterministic)
+    memory = self.memory(seen, deterministic)
     return self.logits(tokens_BN, memory, deterministic=deterministic)[0]
 
 
@@ -101,16 +100,11 @@ def make(config: Config, spec: BatchSpec, statistics: Any, tokenizer: Tokenizer 
   N, V = tokenizer.max_tokens, tokenizer.vocab_size
   bos = V
   network = Network(config, spec, V, N)
-  sample_input = (
-    jnp.zeros((1, spec.observation_steps, spec.state_dim)),
-    jnp.ones((1, spec.observation_steps), bool),
-    jnp.zeros((1,), jnp.int32),
-    jnp.zeros((1, N), jnp.int32),
-  )
+  sample = (observation_lib.sample(spec), jnp.zeros((1, N), jnp.int32))
 
   def init(key, tokenizer_params):
     return {
-      "network": partitioning.init(network, key, *sample_input),
+      "network": partitioning.init(network, key, *sample),
       "statistics": normalization.parameters(
         None if statistics is None else statistics["state"],
         config.observation.normalization,
@@ -120,14 +114,13 @@ def make(config: Config, spec: BatchSpec, statistics: Any, tokenizer: Tokenizer 
     }
 
   def axes():
-    return {"network": partitioning.logical_axes(network, *sample_input)}
+    return {"network": partitioning.logical_axes(network, *sample)}
 
   def apply(params, *args, **kwargs) -> Any:
     return network.apply({"params": params["network"]}, *args, **kwargs)
 
   def observed(params, batch):
-    state_BTS = observation_lib.normalize(params["statistics"], batch, config.observation)
-    return state_BTS, batch["observation_mask"], batch["observation"]["task"]
+    return observation_lib.inputs(params["statistics"], batch, config.observation)
 
   def prepare(params, batch):
     tokens_BN = tokenizer.encode(
@@ -140,7 +133,7 @@ def make(config: Config, spec: BatchSpec, statistics: Any, tokenizer: Tokenizer 
     tokens_BN = tokens_BN.astype(jnp.int32)
     shifted_BN = jnp.concatenate([jnp.full_like(tokens_BN[:, :1], bos), tokens_BN[:, :-1]], 1)
     rngs = None if key is None else {"dropout": key}
-    logits_BNV = apply(params, *observed(params, batch), shifted_BN, deterministic, rngs=rngs)
+    logits_BNV = apply(params, observed(params, batch), shifted_BN, deterministic, rngs=rngs)
     return logits_BNV, tokens_BN
 
   def said(tokens_BN):
@@ -194,7 +187,7 @@ def make(config: Config, spec: BatchSpec, statistics: Any, tokenizer: Tokenizer 
     num_tokens = N if num_tokens is None else num_tokens
     tokenizer_lib.check_num_tokens(num_tokens, N)
     num_tokens = tokenizer_lib.budget(tokenizer, num_tokens)
-    memory = apply(params, *observed(params, batch), method="memory")
+    memory = apply(params, observed(params, batch), method="memory")
     batch_size = batch["dataset"].shape[0]
 
     def step(token_B, cache, position):

@@ -31,17 +31,17 @@ class Config:
 
 
 class Network(nn.Module):
-  """Normalised states and task -> normalised chunk."""
+  """Observation tokens, side by side -> normalised chunk."""
 
   config: Config
   spec: BatchSpec
 
   @nn.compact
-  def __call__(self, state_BTS, observation_mask_BT, task_B, deterministic=True):
+  def __call__(self, seen, deterministic=True):
     c, spec = self.config, self.spec
     encoder = observation_lib.Encoder(c.observation, spec, c.hidden, name="observe")
-    x_BTD = encoder(state_BTS, observation_mask_BT, task_B, deterministic)
-    h_BF = x_BTD.reshape(x_BTD.shape[0], -1)
+    x_BMD = encoder(seen, deterministic)
+    h_BF = x_BMD.reshape(x_BMD.shape[0], -1)
     for i in range(c.layers):
       h_BF = nn.gelu(linear.Linear(c.hidden, None, "mlp", name=f"mlp_{i}")(h_BF))
     out = linear.Linear(spec.action_horizon * spec.action_dim, "mlp", None, name="to_actions")
@@ -53,30 +53,24 @@ def make(config: Config, spec: BatchSpec, statistics: Any, tokenizer: Tokenizer 
   if tokenizer is not None:
     raise ValueError("config.tokenizer is set, but the model 'regression' uses none")
   network = Network(config, spec)
-  T = spec.observation_steps
-  sample_input = (
-    jnp.zeros((1, T, spec.state_dim)),
-    jnp.ones((1, T), bool),
-    jnp.zeros((1,), jnp.int32),
-  )
+  sample = observation_lib.sample(spec)
 
   def init(key):
     of = lambda name: None if statistics is None else statistics[name]
     mode = config.observation.normalization
     return {
-      "network": partitioning.init(network, key, *sample_input),
+      "network": partitioning.init(network, key, sample),
       "statistics": normalization.parameters(of("state"), mode, "states"),
       "action_statistics": normalization.parameters(of("actions"), config.normalization, "actions"),
     }
 
   def axes():
-    return {"network": partitioning.logical_axes(network, *sample_input)}
+    return {"network": partitioning.logical_axes(network, sample)}
 
   def predict(params, batch, deterministic, key=None) -> Any:
-    state_BTS = observation_lib.normalize(params["statistics"], batch, config.observation)
-    inputs = (state_BTS, batch["observation_mask"], batch["observation"]["task"], deterministic)
+    seen = observation_lib.inputs(params["statistics"], batch, config.observation)
     rngs = None if key is None else {"dropout": key}
-    return network.apply({"params": params["network"]}, *inputs, rngs=rngs)
+    return network.apply({"params": params["network"]}, seen, deterministic, rngs=rngs)
 
   def loss(params, batch, key):
     """Masked mean squared error of normalised actions."""

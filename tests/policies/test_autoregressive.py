@@ -46,9 +46,8 @@ def teacher_forced(params):
   network = autoregressive.Network(config, SPEC, V, N)
 
   def forward(shifted_BN, made, params=params):
-    state_BTS = observation.normalize(params["statistics"], made, config.observation)
-    inputs = state_BTS, made["observation_mask"], made["observation"]["task"]
-    return network.apply({"params": params["network"]}, *inputs, shifted_BN)
+    seen = observation.inputs(params["statistics"], made, config.observation)
+    return network.apply({"params": params["network"]}, seen, shifted_BN)
 
   forward.network = network
   return forward
@@ -80,9 +79,8 @@ def test_cached_logits_equal_the_full_forward_pass_for_every_prefix(params, teac
   @jax.jit
   def one_by_one(fed_BN):
     config = net.config.observation
-    state_BTS = observation.normalize(params["statistics"], made, config)
-    inputs = state_BTS, made["observation_mask"], made["observation"]["task"]
-    memory = net.apply(variables, *inputs, method="memory")
+    inputs = observation.inputs(params["statistics"], made, config)
+    memory = net.apply(variables, inputs, method="memory")
     cache = net.apply(variables, 3, method="empty_cache")
     logits = []
     for i in range(N):
