@@ -2,7 +2,11 @@
 
 A decoder with cross-attention to the observation, trained by cross-entropy on the frozen
 tokenizer's tokens. Acting encodes the observation once, generates K tokens with a KV cache and
-decodes them to a chunk: fewer tokens are faster and coarser.
+decodes them to a chunk: fewer tokens are faster and coarser. Tokens that the tokenizer wrote
+without seeing each other, a block, are generated at once (arXiv 2607.21670).
+
+Over tokens in order it also learns how much of a chunk is still to change behind each prefix, so
+that generating can stop where little is.
 """
 
 import dataclasses
@@ -11,6 +15,7 @@ from typing import Any
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from oat_jax import config as config_lib
@@ -29,6 +34,11 @@ from oat_jax.tokenizers.tokenizer import Tokenizer
 
 # 1000 codes and BOS divide by nothing; padded to this, a vocabulary shards over any usual mesh.
 VOCAB_MULTIPLE = 128
+# Of a chunk, in squared normalised units: what lies below it counts as no change.
+SMALLEST_CHANGE = 1e-6
+# Of the loss of expected changes. It trains two layers of its own, whose steps Adam scales whatever
+# the weight; a small one keeps their gradients from having those of all others clipped.
+REFINEMENT_WEIGHT = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +48,9 @@ class Config:
   layers: int = 4  # L
   mlp_ratio: int = 4
   dropout: float = 0.1
+  by_block: bool = True  # whether the tokens of a block are generated at once, or one by one
+  # Whether to learn the change that tokens behind a prefix make, where the tokenizer's are in order.
+  refinement: bool = True
   observation: observation_lib.Config = observation_lib.Config()
   dtype: str = "float32"
 
@@ -51,44 +64,60 @@ class Network(nn.Module):
   config: Config
   spec: BatchSpec
   vocab_size: int  # V, without BOS
-  max_tokens: int  # N
+  block_sizes: tuple[int, ...]  # of N tokens
+  refinement: bool = False
 
   def setup(self):
     c = self.config
     D, dtype = c.width, jnp.dtype(c.dtype)
     padded = -(-(self.vocab_size + 1) // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+    self.ends_N = decoding.blocks(self.block_sizes).ends_N
     self.observe = observation_lib.Encoder(c.observation, self.spec, D, dtype)
     self.embed_tokens = linear.Embed(padded, D, dtype=dtype)
     positions = initializers.normal(None, "embed", stddev=1.0)
-    self.positions_ND = self.param("positions", positions, (self.max_tokens, D))
+    self.positions_ND = self.param("positions", positions, (len(self.ends_N), D))
     self.transformer = transformer.Transformer(
       c.layers, D, D // c.head_width, c.mlp_ratio * D, cross=True, dropout=c.dropout, dtype=dtype
     )
     self.to_logits = linear.Linear(padded, "embed", "vocab", scale=0.1)
+    if self.refinement:
+      self.refine_in = linear.Linear(D, None, "mlp")
+      self.refine_out = linear.Linear(1, "mlp", None)
 
   def memory(self, seen, deterministic=True):
     """Returns the cross-attention's keys and values: the cost of looking, paid once a chunk."""
     return self.transformer.memory(self.observe(seen, deterministic))
 
   def empty_cache(self, batch_size):
-    return self.transformer.empty_cache(batch_size, self.max_tokens)
+    return self.transformer.empty_cache(batch_size, len(self.ends_N))
 
-  def logits(self, tokens_BM, memory, cache=None, index=0, deterministic=True):
-    """Feeds tokens at positions from `index` on; returns (logits_BMV of the next ones, cache)."""
-    M = tokens_BM.shape[1]
-    S = M if cache is None else self.max_tokens
-    positions_MD = jax.lax.dynamic_slice_in_dim(self.positions_ND, index, M)
-    x_BMD = self.embed_tokens(tokens_BM) + positions_MD.astype(self.embed_tokens.dtype)
-    mask_1MS = (jnp.arange(S) <= index + jnp.arange(M)[:, None])[None]
+  def logits(self, fed_BM, memory, cache=None, index=0, deterministic=True):
+    """Feeds M positions from `index` on; returns (logits_BMV of their tokens, hidden_BMD, cache)."""
+    M, N = fed_BM.shape[1], len(self.ends_N)
+    slice_M = lambda x: jax.lax.dynamic_slice_in_dim(x, index, M)
+    x_BMD = self.embed_tokens(fed_BM) + slice_M(self.positions_ND).astype(self.embed_tokens.dtype)
+    mask_1MS = (jnp.arange(M if cache is None else N) < slice_M(self.ends_N)[:, None])[None]
     x_BMD, cache = self.transformer(
       x_BMD, mask_1MS, memory=memory, cache=cache, index=index, deterministic=deterministic
     )
-    return self.to_logits(x_BMD.astype(jnp.float32))[..., : self.vocab_size], cache
+    x_BMD = x_BMD.astype(jnp.float32)
+    return self.to_logits(x_BMD)[..., : self.vocab_size], x_BMD, cache
 
-  def __call__(self, seen, tokens_BN, deterministic=True):
-    """Teacher forcing: `tokens_BN` begins with BOS; returns logits_BNV."""
+  def log_refinement(self, hidden_BMD, tokens_BM):
+    """Returns (B, M): log of the mean squared change still to come behind tokens; see `loss`.
+
+    No gradient passes into what it is computed from.
+    """
+    x_BMX = jnp.concatenate([hidden_BMD, self.embed_tokens(tokens_BM).astype(jnp.float32)], -1)
+    return self.refine_out(nn.gelu(self.refine_in(jax.lax.stop_gradient(x_BMX))))[..., 0]
+
+  def __call__(self, seen, fed_BN, deterministic=True):
+    """Teacher forcing: `fed_BN` is `decoding.fed(...)`; returns (logits_BNV, hidden_BND)."""
     memory = self.memory(seen, deterministic)
-    return self.logits(tokens_BN, memory, deterministic=deterministic)[0]
+    logits_BNV, hidden_BND, _ = self.logits(fed_BN, memory, deterministic=deterministic)
+    if self.refinement and self.is_initializing():
+      self.log_refinement(hidden_BND, fed_BN)
+    return logits_BNV, hidden_BND
 
 
 def make(config: Config, spec: BatchSpec, statistics: Any, tokenizer: Tokenizer | None) -> Policy:
@@ -99,7 +128,11 @@ def make(config: Config, spec: BatchSpec, statistics: Any, tokenizer: Tokenizer 
     )
   N, V = tokenizer.max_tokens, tokenizer.vocab_size
   bos = V
-  network = Network(config, spec, V, N)
+  sizes = np.diff((0, *tokenizer.budgets)) if config.by_block else (1,) * N
+  plan = decoding.blocks(sizes)
+  ends_X = np.cumsum(plan.sizes)  # X blocks
+  refines = config.refinement and tokenizer.prefix_decodable and len(plan.sizes) > 1
+  network = Network(config, spec, V, plan.sizes, refines)
   sample = (observation_lib.sample(spec), jnp.zeros((1, N), jnp.int32))
 
   def init(key, tokenizer_params):
@@ -123,18 +156,38 @@ def make(config: Config, spec: BatchSpec, statistics: Any, tokenizer: Tokenizer 
     return observation_lib.inputs(params["statistics"], batch, config.observation)
 
   def prepare(params, batch):
-    tokens_BN = tokenizer.encode(
-      params["tokenizer"], batch["actions"], batch["action_mask"], batch["dataset"]
+    """Tokens (B, N) and, of one block of each window in turn, the change behind it (B,)."""
+    inner, dataset_B = params["tokenizer"], batch["dataset"]
+    tokens_BN = tokenizer.encode(inner, batch["actions"], batch["action_mask"], dataset_B)
+    if not refines:
+      return {"tokens": tokens_BN}
+    B = tokens_BN.shape[0]
+    block_B = jnp.arange(B, dtype=jnp.int32) % (len(ends_X) - 1)
+    # Decoded as many, by one program: a change that is none is 0.
+    part_BCA = decode_rows(inner, tokens_BN, jnp.asarray(ends_X)[block_B], dataset_B)
+    whole_BCA = decode_rows(inner, tokens_BN, jnp.full(B, N), dataset_B)
+    change_B = tokenizer_lib.chunk_mse(
+      inner["statistics"], batch | {"actions": whole_BCA}, part_BCA
     )
-    return {"tokens": tokens_BN}
+    return {"tokens": tokens_BN, "block": block_B, "refinement": change_B}
+
+  def decode_rows(inner, tokens_BN, num_tokens_B, dataset_B):
+    """Decodes a prefix of its own length for each row."""
+    one = lambda tokens_N, K, dataset: tokenizer.decode(inner, tokens_N[None], K, dataset[None])[0]
+    return jax.vmap(one)(tokens_BN, num_tokens_B, dataset_B)
 
   def teacher_forced(params, batch, deterministic, key=None):
-    tokens_BN = batch["tokens"] if "tokens" in batch else prepare(params, batch)["tokens"]
-    tokens_BN = tokens_BN.astype(jnp.int32)
-    shifted_BN = jnp.concatenate([jnp.full_like(tokens_BN[:, :1], bos), tokens_BN[:, :-1]], 1)
+    tokens_BN = batch["tokens"].astype(jnp.int32)
+    fed_BN = decoding.fed(tokens_BN, plan.source_N, bos)
     rngs = None if key is None else {"dropout": key}
-    logits_BNV = apply(params, observed(params, batch), shifted_BN, deterministic, rngs=rngs)
-    return logits_BNV, tokens_BN
+    logits_BNV, hidden_BND = apply(
+      params, observed(params, batch), fed_BN, deterministic, rngs=rngs
+    )
+    return logits_BNV, hidden_BND, tokens_BN
+
+  def log_refinement(params, hidden_BMD, tokens_BM):
+    """Returns (B,), of a whole block."""
+    return apply(params, hidden_BMD, tokens_BM, method="log_refinement").mean(1)
 
   def said(tokens_BN):
     """Where tokens count: all, or those up to the first pad, which ends the sequence."""
@@ -150,14 +203,35 @@ def make(config: Config, spec: BatchSpec, statistics: Any, tokenizer: Tokenizer 
     said_BN = said(tokens_BN)
     return cross_entropy_BN * said_BN, right_BN * said_BN, said_BN
 
+  def prepared(params, batch):
+    if "tokens" in batch:
+      return batch
+    return batch | jax.lax.stop_gradient(prepare(params, batch))
+
   def loss(params, batch, key):
-    """Mean cross-entropy over the tokens, up to the first pad where lengths vary."""
-    logits_BNV, tokens_BN = teacher_forced(params, batch, False, key)
+    """Mean cross-entropy over the tokens, up to the first pad where lengths vary.
+
+    Where refinements are learned, the negative log-likelihood of the change behind a block, taken as
+    exponentially distributed, is added: its minimum is at the mean, on any scale.
+    """
+    batch = prepared(params, batch)
+    logits_BNV, hidden_BND, tokens_BN = teacher_forced(params, batch, False, key)
     cross_entropy_BN, right_BN, said_BN = scores(logits_BNV, tokens_BN)
-    return cross_entropy_BN.sum() / said_BN.sum(), {
+    total = cross_entropy_BN.sum() / said_BN.sum()
+    aux = {
       "token_accuracy": right_BN.sum() / said_BN.sum(),
       "first_token_accuracy": right_BN[:, 0].mean(),
     }
+    if refines:
+      aux["refinement_nll"] = refinement_nll(params, batch, hidden_BND, tokens_BN).mean()
+      total += REFINEMENT_WEIGHT * aux["refinement_nll"]
+    return total, aux
+
+  def refinement_nll(params, batch, hidden_BND, tokens_BN):
+    log_BN = apply(params, hidden_BND, tokens_BN, method="log_refinement")
+    mine_BN = jnp.searchsorted(ends_X, jnp.arange(N), side="right") == batch["block"][:, None]
+    log_B = jnp.sum(log_BN * mine_BN, 1) / jnp.sum(mine_BN, 1)
+    return jnp.maximum(batch["refinement"], SMALLEST_CHANGE) * jnp.exp(-log_B) + log_B
 
   def evaluate(params, batch):
     """Teacher-forced `cross_entropy`, `token_accuracy`; greedy `chunk_mse` of 1..N tokens: (B, N).
@@ -166,7 +240,8 @@ def make(config: Config, spec: BatchSpec, statistics: Any, tokenizer: Tokenizer 
     vary, cross-entropy is 0 behind the first pad, which ends a sequence, and accuracy is one number
     a row, (B,).
     """
-    logits_BNV, tokens_BN = teacher_forced(params, batch, True)
+    batch = prepared(params, batch)
+    logits_BNV, hidden_BND, tokens_BN = teacher_forced(params, batch, True)
     cross_entropy_BN, right_BN, said_BN = scores(logits_BNV, tokens_BN)
     if tokenizer.pad_id is not None:
       right_BN = right_BN.sum(1) / said_BN.sum(1)
@@ -183,29 +258,35 @@ def make(config: Config, spec: BatchSpec, statistics: Any, tokenizer: Tokenizer 
       "chunk_mse": jax.lax.map(error, jnp.arange(1, N + 1)).T,
     }
 
-  def act(params, batch, key, num_tokens=None, sampling=Sampling()):
+  def act(params, batch, key, num_tokens=None, sampling=Sampling(), tolerance=None):
     num_tokens = N if num_tokens is None else num_tokens
     tokenizer_lib.check_num_tokens(num_tokens, N)
     num_tokens = tokenizer_lib.budget(tokenizer, num_tokens)
     memory = apply(params, observed(params, batch), method="memory")
     batch_size = batch["dataset"].shape[0]
 
-    def step(token_B, cache, position):
-      logits_B1V, cache = apply(params, token_B[:, None], memory, cache, position, method="logits")
-      return logits_B1V[:, 0], cache
+    def score(hidden_BMD, tokens_BM):
+      return jnp.exp(log_refinement(params, hidden_BMD, tokens_BM))
 
-    tokens_BN = decoding.decode(
-      step,
+    out = decoding.decode(
+      lambda fed_BM, cache, at: apply(params, fed_BM, memory, cache, at, method="logits"),
       apply(params, batch_size, method="empty_cache"),
+      plan=plan,
       batch_size=batch_size,
-      max_tokens=N,
       bos=bos,
       num_tokens=num_tokens,
       key=key,
       sampling=sampling,
+      end=tokenizer.pad_id,
+      score=None if tolerance is None else score,
+      tolerance=-jnp.inf if tolerance is None else tolerance,
     )
-    actions_BCA = tokenizer.decode(params["tokenizer"], tokens_BN, num_tokens, batch["dataset"])
-    return actions_BCA, {"tokens_BN": tokens_BN, "num_tokens": num_tokens}
+    inner, dataset_B = params["tokenizer"], batch["dataset"]
+    info = {"tokens_BN": out.tokens_BN, "num_tokens": out.num_tokens_B}
+    if tolerance is None:
+      return tokenizer.decode(inner, out.tokens_BN, num_tokens, dataset_B), info
+    info["refinement_BX"] = out.scores_BX
+    return decode_rows(inner, out.tokens_BN, out.num_tokens_B, dataset_B), info
 
   return Policy(
     init=init,
@@ -216,4 +297,6 @@ def make(config: Config, spec: BatchSpec, statistics: Any, tokenizer: Tokenizer 
     prepare=prepare,
     spec=spec,
     max_tokens=N,
+    budgets=tokenizer.budgets,
+    refines=refines,
   )

@@ -22,6 +22,7 @@ Params = Any
 MODULES = {
   "autoregressive": "oat_jax.policies.autoregressive",
   "regression": "oat_jax.policies.regression",
+  "diffusion": "oat_jax.policies.diffusion",
 }
 
 
@@ -47,15 +48,20 @@ class Policy(NamedTuple):
     loss: (params, batch, key) -> (scalar, {name: scalar}).
     evaluate: (params, batch) -> {name: (B,) or (B, N)}, one row an example, to be averaged over
       held-out data.
-    act: (params, batch, key, num_tokens=None, sampling=Sampling()) -> (actions_BCA, info). `batch`
-      needs `observation`, `observation_mask` and `dataset` only. num_tokens, in 1 .. max_tokens,
-      may be traced; None means all. For a policy over tokens `info` holds `tokens_BN` and the
-      `num_tokens` that were generated: fewer than asked for, where the tokenizer's prefixes end at
-      certain lengths only.
+    act: (params, batch, key, num_tokens=None, sampling=Sampling(), tolerance=None) -> (actions_BCA,
+      info). `batch` needs `observation`, `observation_mask` and `dataset` only. num_tokens, in 1 ..
+      max_tokens, may be traced; None means all. A policy that `refines` takes a tolerance, which
+      may be traced: a row's tokens end where the mean squared change that those behind them would
+      make, expected in normalised units, is no more. For a policy over tokens `info` holds
+      `tokens_BN` and `num_tokens`, int32 (B,): how many were generated for each row, fewer than
+      asked for where the tokenizer's prefixes end at certain lengths only or the row ended early;
+      with a tolerance also `refinement_BX`, the change expected behind each block of tokens.
     prepare: (params, batch) -> {name: array} to be computed once for each training window and added
       to its batches (tokens of the frozen tokenizer), or None.
     spec: the batch that it was made for.
     max_tokens: N, or 1 for a policy without tokens.
+    budgets: the prefix lengths that differ, ascending; (1,) for a policy without tokens.
+    refines: whether `act` takes a tolerance.
   """
 
   init: Callable[..., Params]
@@ -66,6 +72,8 @@ class Policy(NamedTuple):
   prepare: Callable[..., dict[str, jax.Array]] | None
   spec: BatchSpec
   max_tokens: int
+  budgets: tuple[int, ...] = (1,)
+  refines: bool = False
 
 
 def make(
@@ -97,9 +105,16 @@ def freeze(config: Mapping[str, Any]) -> tuple[Any, Any]:
 def _checked(policy: Policy) -> Policy:
   """Checks what `act` is given, at the Python boundary; under jit that is up to the caller."""
 
-  def act(params, batch, key, num_tokens=None, sampling=Sampling()):
+  def act(params, batch, key, num_tokens=None, sampling=Sampling(), tolerance=None):
     if all(map(tokenizer_lib.concrete, jax.tree.leaves(batch))):
       batch_lib.check(batch, policy.spec, batch_lib.ACTING)
-    return policy.act(params, batch, key, num_tokens, sampling)
+    if tolerance is None:
+      return policy.act(params, batch, key, num_tokens, sampling)
+    if not policy.refines:
+      raise ValueError(
+        "a tolerance is given, but this policy has not learned how much tokens refine: it has none "
+        "in order, or config.model.refinement is false"
+      )
+    return policy.act(params, batch, key, num_tokens, sampling, tolerance)
 
   return policy._replace(act=act)

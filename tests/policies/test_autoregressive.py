@@ -22,7 +22,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def policy(tokenizer):
-  return tiny.policy(SPEC, tokenizer, layers=2)
+  return tiny.policy(SPEC, tokenizer, layers=2, refinement=False)
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +43,11 @@ def teacher_forced(params):
   config = autoregressive.Config(
     **tiny.MODEL, layers=2, observation=observation.Config(**tiny.OBSERVATION)
   )
-  network = autoregressive.Network(config, SPEC, V, N)
+  network = autoregressive.Network(config, SPEC, V, (1,) * N)
 
   def forward(shifted_BN, made, params=params):
     seen = observation.inputs(params["statistics"], made, config.observation)
-    return network.apply({"params": params["network"]}, seen, shifted_BN)
+    return network.apply({"params": params["network"]}, seen, shifted_BN)[0]
 
   forward.network = network
   return forward
@@ -84,7 +84,8 @@ def test_cached_logits_equal_the_full_forward_pass_for_every_prefix(params, teac
     cache = net.apply(variables, 3, method="empty_cache")
     logits = []
     for i in range(N):
-      row_B1V, cache = net.apply(variables, fed_BN[:, i : i + 1], memory, cache, i, method="logits")
+      row_B1 = fed_BN[:, i : i + 1]
+      row_B1V, _, cache = net.apply(variables, row_B1, memory, cache, i, method="logits")
       logits.append(row_B1V[:, 0])
     return jnp.stack(logits, 1)
 
@@ -214,7 +215,7 @@ def test_evaluate_tells_the_error_of_greedy_chunks(policy, params, act):
 
 
 def test_dropout_is_for_training_only(tokenizer, params):
-  policy = tiny.policy(SPEC, tokenizer, layers=2, dropout=0.5)
+  policy = tiny.policy(SPEC, tokenizer, layers=2, dropout=0.5, refinement=False)
   made, loss = batch_lib.fake(SPEC, 5), jax.jit(policy.loss)
   assert loss(params, made, jax.random.key(0))[0] != loss(params, made, jax.random.key(1))[0]
   act = jax.jit(policy.act)
@@ -225,7 +226,8 @@ def test_dropout_is_for_training_only(tokenizer, params):
 def test_golden_first_step_and_falling_loss(tokenizer):
   tokens_BN = np.random.default_rng(0).integers(0, V, (16, N), np.int32)
   made = batch_lib.fake(SPEC, 16) | {"tokens": tokens_BN}
-  _, rows = tiny.train_steps(tiny.policy(SPEC, tokenizer), (tiny.init(tokenizer),), [made] * 30)
+  policy = tiny.policy(SPEC, tokenizer, refinement=False)
+  _, rows = tiny.train_steps(policy, (tiny.init(tokenizer),), [made] * 30)
   first = {name: rows[0][name] for name in ("loss", "grad_norm")}
   assert first == pytest.approx({"loss": 6.9784298, "grad_norm": 0.53412676}, rel=1e-4)
   assert rows[-1]["loss"] < 0.5 * rows[0]["loss"]
