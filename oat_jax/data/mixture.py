@@ -46,6 +46,14 @@ class Mixture:
       first = parts[-1].max() + 1
     return np.concatenate(parts)
 
+  def without_images(self) -> "Mixture":
+    """Returns the same windows, whose batches hold no frames."""
+    return Mixture([source.without_images() for source in self._sources])
+
+  def digest(self) -> str:
+    """Returns hex digits of which steps of which data the windows are, images aside."""
+    return "-".join(source.digest() for source in self._sources)
+
   def __call__(self, indices_B: np.ndarray) -> dict[str, Any]:
     """Returns the batch of the windows at int (B,) positions; see `windows.Windows`."""
     indices_B = np.asarray(indices_B, np.int64)

@@ -4,6 +4,9 @@ Axis letters: L all steps concatenated, E episodes, W windows, and B, T, C, A, S
 """
 
 from collections.abc import Mapping, Sequence
+import copy
+import dataclasses
+import hashlib
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -265,6 +268,19 @@ class Windows:
       "action_dim_mask": np.tile(self._action_dim_mask_A, (rows, 1)),
       "dataset": np.full(rows, self._dataset, np.int32),
     }
+
+  def without_images(self) -> "Windows":
+    """Returns the same windows, whose batches hold no frames."""
+    other = copy.copy(self)
+    other.spec = dataclasses.replace(self.spec, cameras=())
+    return other
+
+  def digest(self) -> str:
+    """Returns 16 hex digits of which steps of which data the windows are, images aside."""
+    spec = dataclasses.replace(self.spec, cameras=())
+    names = (self._episodes.action_names, self._episodes.state_names)
+    known = repr((self._episodes.fingerprint, spec, names, self._dataset))
+    return hashlib.sha256(known.encode() + self._step_W.tobytes()).hexdigest()[:16]
 
   def own_statistics(self) -> dict[str, normalization.Statistics]:
     """Returns the statistics of the dataset's own dimensions, before they are placed."""

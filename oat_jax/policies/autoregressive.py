@@ -49,7 +49,7 @@ class Config:
   mlp_ratio: int = 4
   dropout: float = 0.1
   by_block: bool = True  # whether the tokens of a block are generated at once, or one by one
-  # Whether to learn the change that tokens behind a prefix make, where the tokenizer's are in order.
+  # Whether to learn how much tokens behind a prefix change, where the tokenizer's are in order.
   refinement: bool = True
   observation: observation_lib.Config = observation_lib.Config()
   dtype: str = "float32"
@@ -92,7 +92,7 @@ class Network(nn.Module):
     return self.transformer.empty_cache(batch_size, len(self.ends_N))
 
   def logits(self, fed_BM, memory, cache=None, index=0, deterministic=True):
-    """Feeds M positions from `index` on; returns (logits_BMV of their tokens, hidden_BMD, cache)."""
+    """Feeds M positions from `index` on; returns (logits_BMV of their tokens, hidden, cache)."""
     M, N = fed_BM.shape[1], len(self.ends_N)
     slice_M = lambda x: jax.lax.dynamic_slice_in_dim(x, index, M)
     x_BMD = self.embed_tokens(fed_BM) + slice_M(self.positions_ND).astype(self.embed_tokens.dtype)
@@ -130,8 +130,7 @@ def make(config: Config, spec: BatchSpec, statistics: Any, tokenizer: Tokenizer 
   bos = V
   sizes = np.diff((0, *tokenizer.budgets)) if config.by_block else (1,) * N
   plan = decoding.blocks(sizes)
-  ends_X = np.cumsum(plan.sizes)  # X blocks
-  refines = config.refinement and tokenizer.prefix_decodable and len(plan.sizes) > 1
+  refines = config.refinement and tokenizer.prefix_decodable and len(tokenizer.budgets) > 1
   network = Network(config, spec, V, plan.sizes, refines)
   sample = (observation_lib.sample(spec), jnp.zeros((1, N), jnp.int32))
 
@@ -156,20 +155,19 @@ def make(config: Config, spec: BatchSpec, statistics: Any, tokenizer: Tokenizer 
     return observation_lib.inputs(params["statistics"], batch, config.observation)
 
   def prepare(params, batch):
-    """Tokens (B, N) and, of one block of each window in turn, the change behind it (B,)."""
+    """Tokens (B, N) and, behind a `prefix` of each row in turn, the `refinement` (B,) to come."""
     inner, dataset_B = params["tokenizer"], batch["dataset"]
     tokens_BN = tokenizer.encode(inner, batch["actions"], batch["action_mask"], dataset_B)
     if not refines:
       return {"tokens": tokens_BN}
     B = tokens_BN.shape[0]
-    block_B = jnp.arange(B, dtype=jnp.int32) % (len(ends_X) - 1)
+    prefix_B = jnp.asarray(tokenizer.budgets)[jnp.arange(B) % (len(tokenizer.budgets) - 1)]
     # Decoded as many, by one program: a change that is none is 0.
-    part_BCA = decode_rows(inner, tokens_BN, jnp.asarray(ends_X)[block_B], dataset_B)
+    part_BCA = decode_rows(inner, tokens_BN, prefix_B, dataset_B)
     whole_BCA = decode_rows(inner, tokens_BN, jnp.full(B, N), dataset_B)
-    change_B = tokenizer_lib.chunk_mse(
-      inner["statistics"], batch | {"actions": whole_BCA}, part_BCA
-    )
-    return {"tokens": tokens_BN, "block": block_B, "refinement": change_B}
+    compared = batch | {"actions": whole_BCA}
+    change_B = tokenizer_lib.chunk_mse(inner["statistics"], compared, part_BCA)
+    return {"tokens": tokens_BN, "prefix": prefix_B, "refinement": change_B}
 
   def decode_rows(inner, tokens_BN, num_tokens_B, dataset_B):
     """Decodes a prefix of its own length for each row."""
@@ -211,8 +209,8 @@ def make(config: Config, spec: BatchSpec, statistics: Any, tokenizer: Tokenizer 
   def loss(params, batch, key):
     """Mean cross-entropy over the tokens, up to the first pad where lengths vary.
 
-    Where refinements are learned, the negative log-likelihood of the change behind a block, taken as
-    exponentially distributed, is added: its minimum is at the mean, on any scale.
+    Where refinements are learned, the negative log-likelihood of the change behind a block, taken
+    as exponentially distributed, is added: its minimum is at the mean, on any scale.
     """
     batch = prepared(params, batch)
     logits_BNV, hidden_BND, tokens_BN = teacher_forced(params, batch, False, key)
@@ -229,7 +227,7 @@ def make(config: Config, spec: BatchSpec, statistics: Any, tokenizer: Tokenizer 
 
   def refinement_nll(params, batch, hidden_BND, tokens_BN):
     log_BN = apply(params, hidden_BND, tokens_BN, method="log_refinement")
-    mine_BN = jnp.searchsorted(ends_X, jnp.arange(N), side="right") == batch["block"][:, None]
+    mine_BN = plan.ends_N == batch["prefix"][:, None]  # the block that ends with the prefix
     log_B = jnp.sum(log_BN * mine_BN, 1) / jnp.sum(mine_BN, 1)
     return jnp.maximum(batch["refinement"], SMALLEST_CHANGE) * jnp.exp(-log_B) + log_B
 

@@ -111,7 +111,7 @@ def decode(
     key: split by position, so that a longer prefix begins with the shorter one's tokens.
     sampling: how a token is drawn.
     end: the id that ends a row; nothing is generated once all rows have ended.
-    score: (hidden, tokens_BM) -> (B,) behind a block: a row whose score is at most `tolerance` ends.
+    score: (hidden, tokens_BM) -> (B,), of a block; a row with at most `tolerance` ends behind it.
     tolerance: may be traced.
   """
   N = len(plan.source_N)

@@ -19,6 +19,7 @@ from oat_jax.tokenizers import tokenizer as tokenizer_lib
 from oat_jax.train import config as train_config
 from oat_jax.train import inputs
 from oat_jax.train import models
+from oat_jax.train import prepared
 
 # Of the actions, as `normalization.parameters` gives them: the same for all tokenizers, whatever
 # they normalise by themselves.
@@ -180,9 +181,10 @@ def model(trained: models.Trained, windows: inputs.Subset, units: Units) -> dict
     }
 
   assert policy.prepare is not None
-  prepared = inputs.prepared(jax.jit(policy.prepare), params, windows, min(512, len(windows)))
+  size = min(512, len(windows))
+  with_tokens = prepared.prepared(jax.jit(policy.prepare), lambda: params, windows, batch_size=size)
   compiled, rows = jax.jit(score), {}
-  for number, (batch, valid_B) in enumerate(pipeline.epoch(prepared, min(512, len(windows)))):
+  for number, (batch, valid_B) in enumerate(pipeline.epoch(with_tokens, size)):
     key = jax.random.fold_in(jax.random.key(0), number)
     for name, values in compiled(params, batch, key).items():
       rows.setdefault(name, []).append(np.asarray(values)[valid_B])

@@ -1,6 +1,5 @@
 """What a run trains on: windows of its dataset, cut into training and held-out episodes."""
 
-from collections.abc import Callable
 import hashlib
 import json
 from typing import Any, NamedTuple
@@ -9,7 +8,6 @@ import numpy as np
 
 from oat_jax.data import mixture
 from oat_jax.data import normalization
-from oat_jax.data import pipeline
 from oat_jax.data import rlds
 from oat_jax.data import standardize
 from oat_jax.data import statistics as statistics_lib
@@ -137,19 +135,6 @@ def _statistics(
   return found | {"actions": found["actions"]._replace(mask=mask)}
 
 
-class WithColumns(NamedTuple):
-  """Windows with further arrays, one row a window, added to their batches."""
-
-  windows: Any
-  columns: dict[str, np.ndarray]
-
-  def __len__(self):
-    return len(self.windows)
-
-  def __call__(self, indices_B):
-    return self.windows(indices_B) | {name: rows[indices_B] for name, rows in self.columns.items()}
-
-
 class Subset(NamedTuple):
   """At most so many of the windows, evenly spaced."""
 
@@ -162,18 +147,13 @@ class Subset(NamedTuple):
   def __call__(self, indices_B):
     return self.windows(self.indices[indices_B])
 
+  def without_images(self) -> "Subset":
+    return Subset(self.windows.without_images(), self.indices)
+
+  def digest(self) -> str:
+    return f"{self.windows.digest()}-{hashlib.sha256(self.indices.tobytes()).hexdigest()[:16]}"
+
 
 def evenly(windows: Any, limit: int) -> Subset:
   count = min(limit, len(windows))
   return Subset(windows, np.linspace(0, len(windows) - 1, count).round().astype(np.int64))
-
-
-def prepared(
-  prepare: Callable[..., Any], params: Any, windows: Any, batch_size: int
-) -> WithColumns:
-  """Adds to batches what is computed once a window: tokens of the frozen tokenizer."""
-  rows: dict[str, list[np.ndarray]] = {}
-  for batch, valid_B in pipeline.epoch(windows, batch_size):
-    for name, values in prepare(params, batch).items():
-      rows.setdefault(name, []).append(np.asarray(values)[valid_B])
-  return WithColumns(windows, {name: np.concatenate(parts) for name, parts in rows.items()})

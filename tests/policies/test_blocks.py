@@ -117,6 +117,6 @@ def test_blocks_that_shrink_are_refused(tokenizer):
 def test_the_loss_falls(policy, tokenizer):
   made = batch_lib.fake(SPEC, 16)
   made["tokens"] = np.random.default_rng(0).integers(0, V, (16, N), np.int32)
-  made |= {"block": np.zeros(16, np.int32), "refinement": np.ones(16, np.float32)}
+  made |= {"prefix": np.full(16, 4, np.int32), "refinement": np.ones(16, np.float32)}
   _, rows = tiny.train_steps(policy, (tiny.init(tokenizer),), [made] * 30)
   assert rows[-1]["loss"] < 0.5 * rows[0]["loss"]

@@ -39,9 +39,9 @@ def made(policy, params):
 def test_the_change_behind_a_prefix_is_that_of_the_decoded_chunk(tokenizer, params, made):
   inner = params["tokenizer"]
   whole_BCA = np.asarray(tokenizer.decode(inner, made["tokens"], N, made["dataset"]))
-  np.testing.assert_array_equal(made["block"], np.arange(20) % (N - 1))
-  for b, block in enumerate(made["block"]):
-    part_BCA = np.asarray(tokenizer.decode(inner, made["tokens"], int(block) + 1, made["dataset"]))
+  np.testing.assert_array_equal(made["prefix"], np.arange(20) % (N - 1) + 1)
+  for b, prefix in enumerate(made["prefix"]):
+    part_BCA = np.asarray(tokenizer.decode(inner, made["tokens"], int(prefix), made["dataset"]))
     scale_A = np.asarray(inner["statistics"]["scale"][made["dataset"][b]])
     change_CA = np.square((part_BCA[b] - whole_BCA[b]) * scale_A)[made["action_mask"][b]]
     np.testing.assert_allclose(made["refinement"][b], change_CA.mean(), rtol=1e-3, atol=1e-7)

@@ -117,12 +117,12 @@ def test_harmless_settings_may_change_between_calls(dataset, tmp_path):
 
 
 def test_tokens_computed_once_train_as_tokens_computed_in_the_step(
-  dataset, tokenizer_workdir, tmp_path, monkeypatch
+  dataset, tokenizer_workdir, tmp_path
 ):
-  config = tiny.run_config("policy", dataset, tokenizer=tokenizer_workdir, steps=3)
-  loop.train(config, tmp_path / "once")
-  monkeypatch.setattr(inputs, "prepared", lambda prepare, params, windows, batch_size: windows)
-  loop.train(config, tmp_path / "each")
+  settings = {"tokenizer": tokenizer_workdir, "steps": 3, "model": {"refinement": False}}
+  loop.train(tiny.run_config("policy", dataset, **settings), tmp_path / "once")
+  in_step = tiny.run_config("policy", dataset, **settings, precompute=False)
+  loop.train(in_step, tmp_path / "each")
   for one, other in zip(tiny.metrics(tmp_path / "once"), tiny.metrics(tmp_path / "each")):
     assert one == pytest.approx(other, rel=1e-4)
 
