@@ -4,10 +4,10 @@ Examples:
   python launch/benchmark.py train --out=runs/bench/train.json
   python launch/benchmark.py peer --out=runs/bench/peer.json --peer=DIR --peer_python=FILE
 
-Sections: train (steps/s of tokenizer and policy), act (ms by K, on one core), data (index,
-windows, images, memory), tokenizers (ms of encoding and decoding, on one core), peer (the training
-step beside a checkout of the PyTorch implementation). Read times as ratios within one run, or as
-CPU seconds beside the calibration kernel's of the same run.
+Sections: train (steps/s of tokenizer and policy), act (ms by K and of Diffusion Policy, on one
+core), data (index, windows, images, memory), tokenizers (ms of encoding and decoding, on one core),
+peer (the training step beside a checkout of the PyTorch implementation). Read times as ratios
+within one run, or as CPU seconds beside the calibration kernel's of the same run.
 """
 
 import json
@@ -44,7 +44,10 @@ def main(section: str) -> None:
   # Before jax counts the cores: a robot has one for this, and further threads would only spin.
   clock.pin(int(section in ON_ONE_CORE) if _CORES.value is None else _CORES.value)
   variants = [(path.stem, "mt4") for path in sorted(CONFIGS.glob("tokenizer_*.py"))]
-  variants += [("tokenizer_oat", "published"), ("policy_oat", "mt4"), ("policy_oat", "published")]
+  variants += [("tokenizer_oat", "published")]
+  variants += [
+    (name, size) for name in ("policy_oat", "policy_diffusion") for size in ("mt4", "published")
+  ]
   get = lambda name, size: runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"](size)
   configs = {f"{name.removesuffix('_oat')}_{size}": get(name, size) for name, size in variants}
   peer = {"checkout": _PEER.value, "python": _PEER_PYTHON.value} if section == "peer" else {}

@@ -20,6 +20,7 @@ POLICY = MODEL | {"layers": 1, "observation": OBSERVATION}
 # Variables of subprocesses whose compilation counts more than the speed of what is compiled.
 QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 REGRESSION = {"hidden": 32, "layers": 1, "observation": OBSERVATION}
+POLICIES = {"autoregressive": POLICY, "diffusion": POLICY, "regression": REGRESSION}
 
 
 def spec(**changes):
@@ -60,7 +61,7 @@ def policy(batch_spec=None, tokenizer=None, name="autoregressive", **changes):
   from oat_jax import policies
 
   batch_spec = batch_spec or spec()
-  values = {"name": name} | (POLICY if name == "autoregressive" else REGRESSION) | changes
+  values = {"name": name} | POLICIES[name] | changes
   both = {"state": batch_spec.state_dim, "actions": batch_spec.action_dim}
   both = {key: statistics(dims, batch_spec.num_datasets) for key, dims in both.items()}
   return policies.make(values, batch_spec, both, tokenizer)
@@ -192,12 +193,12 @@ def write_dataset(out, episodes=4, tasks=("lift", "push"), action_dim=3, bad=Non
 
 
 def run_values(kind, dataset, tokenizer="", **changes):
-  """Values of a tokenizer, policy or regression run; changes of data, model, optimizer merge."""
-  model = {
-    "tokenizer": {"name": "oat"} | TOKENIZER,
-    "policy": {"name": "autoregressive"} | POLICY,
-    "regression": {"name": "regression"} | REGRESSION,
-  }[kind]
+  """Values of a run of a tokenizer, the token policy ("policy") or another policy, by its name.
+
+  Changes of data, model and optimizer merge.
+  """
+  name = {"tokenizer": "oat", "policy": "autoregressive"}.get(kind, kind)
+  model = {"name": name} | (TOKENIZER if kind == "tokenizer" else POLICIES[name])
   values = {
     "kind": "tokenizer" if kind == "tokenizer" else "policy",
     "steps": 6,

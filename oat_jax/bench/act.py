@@ -1,4 +1,4 @@
-"""Milliseconds of `act` by K, from observation to chunk, at quickstart size; medians."""
+"""Milliseconds of `act`, from observation to chunk, by K and of Diffusion Policy; medians."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,20 +10,42 @@ from oat_jax import batch as batch_lib
 from oat_jax.bench import clock
 from oat_jax.bench import models
 
+PREFIXES = (1, 2, 4, 8)
+# Size -> {rows of the batch: blocks of so many calls}.
+CALLS = {"mt4": {1: 100, 64: 10}, "published": {1: 20}}
+
 
 def run(configs: Mapping[str, Any], scale: float = 1.0) -> dict[str, float]:
-  """`configs` holds `tokenizer_mt4` and `policy_mt4`."""
-  policy, params = models.policy(configs["policy_mt4"].model, configs["tokenizer_mt4"].model)
-  act = jax.jit(policy.act, static_argnames="sampling")
+  """`configs` holds `tokenizer_`, `policy_` and `policy_diffusion_` of `mt4` and `published`.
+
+  The published size is also measured with 4 steps a query of the tokenizer's decoder (`patch4`),
+  whose published form has one query a step.
+  """
   key, figures = jax.random.key(0), {}
-  for rows in (1, 64):
-    batch = batch_lib.fake(models.SPEC, rows)
-    calls = {
-      K: lambda K=K, batch=batch: act(params, batch, key, np.int32(K))[0] for K in (1, 2, 4, 8)
-    }
-    costs = clock.typical_costs(calls, max(1, round(scale * (100 if rows == 1 else 10))))
-    for K in calls:
-      figures[f"act_k{K}_batch{rows}_wall_ms"] = 1e3 * costs[K].wall_s
-      figures[f"act_k{K}_batch{rows}_cpu_ms"] = 1e3 * costs[K].cpu_s
-    figures[f"act_k1_over_k8_batch{rows}_cpu_ratio"] = costs[1].cpu_s / costs[8].cpu_s
+  for size, repeats in CALLS.items():
+    acts = {}
+    inner = dict(configs[f"tokenizer_{size}"].model)
+    tokenizers = {"": inner} if size == "mt4" else {"": inner, "patch4_": inner | {"patch": 4}}
+    for name, values in tokenizers.items():
+      act, params = _act(*models.policy(configs[f"policy_{size}"].model, values))
+      for K in PREFIXES:
+        acts[f"{name}k{K}"] = (act, params, np.int32(K))
+    acts["diffusion"] = (*_act(*models.policy(configs[f"policy_diffusion_{size}"].model)), None)
+    for rows, count in repeats.items():
+      batch = batch_lib.fake(models.SPEC, rows)
+      calls = {
+        name: lambda act=act, params=params, K=K, batch=batch: act(params, batch, key, K)[0]
+        for name, (act, params, K) in acts.items()
+      }
+      costs = clock.typical_costs(calls, max(1, round(scale * count)))
+      for name, cost in costs.items():
+        figures[f"act_{size}_{name}_batch{rows}_wall_ms"] = 1e3 * cost.wall_s
+        figures[f"act_{size}_{name}_batch{rows}_cpu_ms"] = 1e3 * cost.cpu_s
+      for name in tokenizers:
+        first, last = (costs[f"{name}k{K}"].cpu_s for K in (PREFIXES[0], PREFIXES[-1]))
+        figures[f"act_{size}_{name}k1_over_k8_batch{rows}_cpu_ratio"] = first / last
   return figures
+
+
+def _act(policy: Any, params: Any) -> tuple[Any, Any]:
+  return jax.jit(policy.act, static_argnames="sampling"), params

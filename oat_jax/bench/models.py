@@ -32,8 +32,13 @@ def tokenizer(config: Mapping[str, Any]) -> tuple[Any, Any]:
   return made, jax.jit(made.init)(jax.random.key(0))
 
 
-def policy(config: Mapping[str, Any], tokenizer_config: Mapping[str, Any]) -> tuple[Any, Any]:
-  """Returns (policy, params)."""
+def policy(
+  config: Mapping[str, Any], tokenizer_config: Mapping[str, Any] | None = None
+) -> tuple[Any, Any]:
+  """Returns (policy, params); without a tokenizer's config, of a policy that has no tokens."""
+  if tokenizer_config is None:
+    made = policies.make(config, SPEC, statistics())
+    return made, jax.jit(made.init)(jax.random.key(1))
   inner, inner_params = tokenizer(tokenizer_config)
   made = policies.make(config, SPEC, statistics(), inner)
   return made, jax.jit(made.init)(jax.random.key(1), inner_params)

@@ -13,29 +13,39 @@ from oat_jax.bench import models
 from oat_jax.train.config import freeze
 
 SIZES = {"width": 32, "head_width": 16, "mlp_ratio": 2}
-LAYERS = {"tokenizer": {"encoder_layers": 1, "decoder_layers": 1}, "policy": {"layers": 1}}
+LAYERS = {
+  "tokenizer_oat": {"encoder_layers": 1, "decoder_layers": 1},
+  "policy_oat": {"layers": 1},
+  "policy_diffusion": {"layers": 1},
+}
 
 
 @pytest.fixture(scope="module")
 def configs():
   """The shipped ones, smaller."""
   made = {}
-  for kind, layers in LAYERS.items():
+  for name, layers in LAYERS.items():
     for size in ("mt4", "published"):
-      config = tiny.get_config(f"{kind}_oat.py", size)
+      config = tiny.get_config(f"{name}.py", size)
       config.batch_size = 8
       config.model.update(SIZES | layers)
-      made[f"{kind}_{size}"] = config
+      made[f"{name.removesuffix('_oat')}_{size}"] = config
   return made
 
 
-def test_act_is_measured_for_every_prefix(configs):
-  figures = importlib.import_module("oat_jax.bench.act").run(configs)
-  for rows in (1, 64):
-    for K in (1, 2, 4, 8):
+def test_act_is_measured_for_every_prefix_and_for_diffusion(configs):
+  figures = importlib.import_module("oat_jax.bench.act").run(configs, 0.1)
+  for size, rows, tokenizers in (
+    ("mt4", 1, ("",)),
+    ("mt4", 64, ("",)),
+    ("published", 1, ("", "patch4_")),
+  ):
+    acts = [f"{name}k{K}" for name in tokenizers for K in (1, 2, 4, 8)]
+    for act in (*acts, "diffusion"):
       for clock_name in ("wall", "cpu"):
-        assert figures.pop(f"act_k{K}_batch{rows}_{clock_name}_ms") > 0
-    assert figures.pop(f"act_k1_over_k8_batch{rows}_cpu_ratio") > 0
+        assert figures.pop(f"act_{size}_{act}_batch{rows}_{clock_name}_ms") > 0
+    for name in tokenizers:
+      assert figures.pop(f"act_{size}_{name}k1_over_k8_batch{rows}_cpu_ratio") > 0
   assert not figures
 
 

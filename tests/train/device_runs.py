@@ -14,6 +14,11 @@ from oat_jax.parallel import mesh as mesh_lib
 
 # Of activations: those of parameters stand in the program's signature.
 PINNED = re.compile(r"sdy.sharding_constraint \S+ <@mesh, (.*?)>")
+LAST_LAYER = {
+  "tokenizer": lambda network: network["decoder"]["to_actions"],
+  "policy": lambda network: network["to_logits"],
+  "diffusion": lambda network: network["to_noise"],
+}
 
 
 def digest(params):
@@ -24,7 +29,11 @@ def main(meshes):
   tokenizer = tiny.tokenizer(shortcut=16, prefixes=2)
   fixed = jax.jit(tokenizer.init)(jax.random.key(0))
   fixed = jax.tree.map(np.asarray, fixed)  # belongs to no device
-  models = {"tokenizer": (tokenizer, ()), "policy": (tiny.policy(tokenizer=tokenizer), (fixed,))}
+  models = {
+    "tokenizer": (tokenizer, ()),
+    "policy": (tiny.policy(tokenizer=tokenizer, refinement=False), (fixed,)),
+    "diffusion": (tiny.policy(name="diffusion"), ()),
+  }
   batches = [batch_lib.fake(tiny.spec(), 16, seed) for seed in range(5)]
   tokens_BN = np.random.default_rng(0).integers(0, 1000, (16, 8), np.int32)
   batches = [batch | {"tokens": tokens_BN} for batch in batches]
@@ -34,10 +43,7 @@ def main(meshes):
     for name, (model, args) in models.items():
       run = tiny.trainer(model, args, on=mesh)
       initial, _ = run([])
-      network = initial.params["network"]
-      weights = (network["decoder"]["to_actions"] if name == "tokenizer" else network["to_logits"])[
-        "w"
-      ]
+      weights = LAST_LAYER[name](initial.params["network"])["w"]
       _, rows = run(batches)
       out[f"{name} {shape}"] = {
         "initial": digest(initial.params),

@@ -7,7 +7,7 @@ import tiny
 
 MESHES = ([1, 1, 1], [8, 1, 1], [2, 2, 2])
 # Parts that a matrix (embed, vocabulary) or (embed, actions) is cut into.
-PARTS = {"tokenizer": (1, 1, 2), "policy": (1, 1, 4)}
+PARTS = {"tokenizer": (1, 1, 2), "policy": (1, 1, 4), "diffusion": (1, 1, 2)}
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def runs():
   return json.loads(out.splitlines()[-1])
 
 
-@pytest.mark.parametrize("name", ["tokenizer", "policy"])
+@pytest.mark.parametrize("name", PARTS)
 def test_every_mesh_trains_as_one_device_does(runs, name):
   one, *others = (runs[f"{name} {mesh}"] for mesh in MESHES)
   assert one["devices"] == 1 and len(set(one["losses"])) == 5
@@ -31,17 +31,18 @@ def test_every_mesh_trains_as_one_device_does(runs, name):
     assert run["grad_norms"] == pytest.approx(one["grad_norms"], rel=1e-3), mesh
 
 
-@pytest.mark.parametrize("name", ["tokenizer", "policy"])
+@pytest.mark.parametrize("name", PARTS)
 def test_parameters_are_cut_as_the_mesh_says(runs, name):
   assert tuple(runs[f"{name} {mesh}"]["parts"] for mesh in MESHES) == PARTS[name]
 
 
-@pytest.mark.parametrize("name", ["tokenizer", "policy"])
+@pytest.mark.parametrize("name", PARTS)
 def test_activations_are_pinned_inside_the_step(runs, name):
   rows, width = '[{"data", "fsdp"}, {}, {}]', '[{"data", "fsdp"}, {}, {"tensor"}]'
-  # The policy's tables, of tokens and of tasks; the tokenizer's MLPs.
+  # The policies' tables, of tokens and of tasks; the tokenizer's MLPs.
   own = {
     "policy": ['[{"tensor"}, {}]', "[{}, {}]"],
+    "diffusion": ["[{}, {}]"],
     "tokenizer": ['[{"data", "fsdp"}, {"tensor"}]'],
   }
   assert runs[f"{name} [2, 2, 2]"]["pinned"] == sorted([rows, width, *own[name]])
