@@ -1,4 +1,4 @@
-r"""Autoregressive policy over the tokens of a trained tokenizer, from states.
+r"""Autoregressive policy over the tokens of a trained tokenizer, from states and images.
 
   python launch/train.py --config=configs/policy_oat.py:mt4 --config.data.path=DIR \
       --config.tokenizer=W/tokenizer --workdir=W/policy
@@ -11,6 +11,9 @@ On 400 demonstrations a task, mt4 takes 21 minutes on one CPU core, less on two,
 of the first and 0.63 of the last tokens of held-out chunks; it solves 88 of 100 goals
 (configs/quickstart.py).
 published has not been run to its end.
+
+With cameras, --config.data.cameras=top=observation/top, every camera has a ResNet-18 of its own;
+config.model.observation.images says how it looks, and config.optimizer.image_rate how it learns.
 """
 
 import pathlib
@@ -51,9 +54,29 @@ def get_config(variant: str = "mt4") -> ConfigDict:
   config.model.observation.normalization = "mean_std"
   config.model.observation.clip = 5.0
   config.model.observation.noise = 0.0
+  config.model.observation.modality_dropout = 0.0
+  # Of cameras, which config.data.cameras names.
+  images = config.model.observation.images = ConfigDict()
+  images.encoder = "resnet18"  # or vit
+  images.tokens = "pooled"  # or patches
+  images.shared = False
+  images.crop = 0
+  images.jitter = 0.0
+  images.frozen = False
+  images.weights = ""  # of the vit, a safetensors file of SigLIP or DINOv2
+  images.channels = (64, 128, 256, 512)
+  images.keypoints = 32
+  images.vit = ConfigDict()
+  images.vit.family = "siglip"  # or dinov2
+  images.vit.patch = 16
+  images.vit.width = 768
+  images.vit.layers = 12
+  images.vit.heads = 12
+  images.vit.mlp_width = 3072
 
   config.optimizer = ConfigDict()
   config.optimizer.learning_rate = 1e-3
+  config.optimizer.image_rate = 1.0
   config.optimizer.schedule = "cosine"
   config.optimizer.warmup_steps = 200
   config.optimizer.weight_decay = 0.1
@@ -68,7 +91,9 @@ def get_config(variant: str = "mt4") -> ConfigDict:
     config.batch_size = 256
     config.model.width = 256
     config.model.dropout = 0.1
+    images.crop = 76  # of 128x128 pixels
     config.optimizer.learning_rate = 5e-5
+    config.optimizer.image_rate = 0.2
     config.optimizer.schedule = "constant"
     config.optimizer.warmup_steps = 100
     config.optimizer.weight_decay = 0.0

@@ -1,8 +1,9 @@
-"""Observation encoder: state history and task -> observation tokens.
+"""Observation encoder: state history, task and images -> observation tokens.
 
-Every observation step becomes one token, made from its normalised state and the task's embedding;
-steps before the episode's start are marked, not hidden, so that a policy can tell "just started"
-from "standing still".
+Every observation step becomes one token, made from its normalised state, the task's embedding and,
+where they are pooled, the features of its images; patches of images are further tokens. Steps
+before the episode's start are marked, not hidden, so that a policy can tell "just started" from
+"standing still".
 """
 
 from collections.abc import Mapping
@@ -12,11 +13,15 @@ from typing import Any
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from oat_jax import config as config_lib
 from oat_jax.batch import BatchSpec
 from oat_jax.nn import initializers
 from oat_jax.nn import linear
+from oat_jax.nn import partitioning
+from oat_jax.perception import augment
+from oat_jax.perception import images as images_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +32,10 @@ class Config:
   clip: float = 5.0  # of normalised states: an unseen one must not blow up the policy
   # Standard deviation of the noise added to normalised states in training.
   noise: float = 0.0
+  # Probability with which, in training, an example lacks its states, its task, or all frames of a
+  # camera: a learned value stands for each of them.
+  modality_dropout: float = 0.0
+  images: images_lib.Config = images_lib.Config()  # has no effect without cameras
 
   def __post_init__(self):
     where = "config.model.observation"
@@ -34,6 +43,7 @@ class Config:
       config_lib.at_least(getattr(self, name), 1, f"{where}.{name}")
     config_lib.at_least(self.noise, 0, f"{where}.noise")
     config_lib.above(self.clip, 0, f"{where}.clip")
+    config_lib.between(self.modality_dropout, 0, 0.99, f"{where}.modality_dropout")
 
 
 def inputs(
@@ -41,15 +51,17 @@ def inputs(
 ) -> dict[str, jax.Array]:
   """Returns what `Encoder` takes of a batch.
 
-  `state` (B, T, S) is normalised by its dataset's statistics and clipped; `mask` (B, T) and `task`
-  (B,) are as in the batch.
+  `state` (B, T, S) is normalised by its dataset's statistics and clipped; `mask` (B, T), `task`
+  (B,) and every `image_<camera>` are as in the batch.
   """
   row = lambda name: statistics[name][batch["dataset"]][:, None]
-  state_BTS = (batch["observation"]["state"] - row("offset")) * row("scale")
+  observation = batch["observation"]
+  state_BTS = (observation["state"] - row("offset")) * row("scale")
   return {
     "state": jnp.clip(state_BTS, -config.clip, config.clip),
     "mask": batch["observation_mask"],
-    "task": batch["observation"]["task"],
+    "task": observation["task"],
+    **{name: x for name, x in observation.items() if name.startswith("image_")},
   }
 
 
@@ -60,11 +72,24 @@ def sample(spec: BatchSpec) -> dict[str, jax.Array]:
     "state": jnp.zeros((1, T, spec.state_dim)),
     "mask": jnp.ones((1, T), bool),
     "task": jnp.zeros((1,), jnp.int32),
+    **{f"image_{name}": jnp.zeros((1, T, h, w, 3), jnp.uint8) for name, h, w in spec.cameras},
   }
 
 
+def pretrained(config: Config, spec: BatchSpec) -> dict[str, np.ndarray]:
+  """Returns {path below the encoder: array} of the parameters that come from files.
+
+  Raises FileNotFoundError or ValueError, with the file's name, where they do not fit.
+  """
+  return images_lib.pretrained(config.images, spec)
+
+
 class Encoder(nn.Module):
-  """`inputs` -> observation tokens (B, M, D), M the same for every batch of a spec."""
+  """`inputs` -> observation tokens (B, M, D), M the same for every batch of a spec.
+
+  First come the steps' tokens; then, of every camera whose patches are tokens, those of all steps.
+  Randomness of training is drawn from the "dropout" stream.
+  """
 
   config: Config
   spec: BatchSpec
@@ -75,15 +100,92 @@ class Encoder(nn.Module):
   def __call__(self, seen: Mapping[str, jax.Array], deterministic: bool = True) -> jax.Array:
     c, state_BTS = self.config, seen["state"]
     B, T, _ = state_BTS.shape
+
+    def or_missing(name, x):
+      if not c.modality_dropout:
+        return x
+      return OrMissing(c.modality_dropout, name=f"missing_{name}")(x, deterministic)
+
     if c.noise and not deterministic:
       noise_BTS = jax.random.normal(self.make_rng("dropout"), state_BTS.shape)
       state_BTS = state_BTS + c.noise * noise_BTS
     task_BX = linear.Embed(self.spec.num_tasks, c.task_width, "task", name="task")(seen["task"])
-    task_BTX = jnp.broadcast_to(task_BX[:, None], (B, T, c.task_width))
+    task_BTX = jnp.broadcast_to(or_missing("task", task_BX)[:, None], (B, T, c.task_width))
     present_BT1 = seen["mask"][..., None].astype(state_BTS.dtype)
-    h_BTF = jnp.concatenate([state_BTS, present_BT1, task_BTX], -1)
+    features = {
+      camera: or_missing(f"image_{camera}", x)
+      for camera, x in self._look(seen, deterministic).items()
+    }
+    pooled = list(features.values()) if c.images.tokens == "pooled" else []
+    state_BTS = or_missing("state", state_BTS)
+    h_BTF = jnp.concatenate([state_BTS, present_BT1, task_BTX, *pooled], -1)
     h_BTF = nn.gelu(linear.Linear(c.hidden, None, "mlp", dtype=self.dtype, name="mlp_in")(h_BTF))
     h_BTF = nn.gelu(linear.Linear(c.hidden, "mlp", None, dtype=self.dtype, name="mlp_mid")(h_BTF))
     x_BTD = linear.Linear(self.width, None, "embed", dtype=self.dtype, name="mlp_out")(h_BTF)
     positions_TD = self.param("positions", initializers.normal(None, "embed"), (T, self.width))
-    return x_BTD + positions_TD
+    x_BTD = x_BTD + positions_TD
+    if pooled or not features:
+      return x_BTD
+    patches = [
+      PatchTokens(self.width, self.dtype, name=f"patches_{camera}")(x, present_BT1)
+      for camera, x in features.items()
+    ]
+    return jnp.concatenate([x_BTD, *patches], 1)
+
+  def _look(self, seen: Mapping[str, jax.Array], deterministic: bool) -> dict[str, jax.Array]:
+    """Returns every camera's features: (B, T, F), or (B, T, P, F) of P patches."""
+    c, found = self.config.images, {}
+    names = images_lib.names(c, self.spec)
+    encoders = {
+      name: images_lib.make(c, self.dtype, name) for name in dict.fromkeys(names.values())
+    }
+    for camera, name in names.items():
+      random = (c.crop or c.jitter) and not deterministic
+      key = self.make_rng("dropout") if random else None
+      frames_BTYX3 = augment.view(seen[f"image_{camera}"], c.crop, c.jitter, key)
+      B, T = frames_BTYX3.shape[:2]
+      images = partitioning.constrain(
+        frames_BTYX3.reshape(B * T, *frames_BTYX3.shape[2:]), "batch", None, None, None
+      )
+      features = encoders[name](images)
+      features = jax.lax.stop_gradient(features) if c.frozen else features
+      found[camera] = features.reshape(B, T, *features.shape[1:])
+    return found
+
+
+class OrMissing(nn.Module):
+  """A modality (B, ..., F), or in training, for some examples, a learned value in its place."""
+
+  rate: float
+
+  @nn.compact
+  def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
+    missing_F = self.param("missing", initializers.normal(None), x.shape[-1:])
+    if deterministic:
+      return x
+    shape = (len(x), *[1] * (x.ndim - 1))
+    drop = jax.random.bernoulli(self.make_rng("dropout"), self.rate, shape)
+    return jnp.where(drop, missing_F.astype(x.dtype), x)
+
+
+class PatchTokens(nn.Module):
+  """Features of a camera's patches (B, T, P, F) -> tokens (B, T * P, D).
+
+  Every camera has its own, so that a token's positions, in time and in the image, also say whose it
+  is.
+  """
+
+  width: int  # D
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x_BTPF: jax.Array, present_BT1: jax.Array) -> jax.Array:
+    B, T, P, _ = x_BTPF.shape
+    present_BTP1 = jnp.broadcast_to(present_BT1[:, :, None], (B, T, P, 1))
+    x_BTPF = jnp.concatenate([x_BTPF, present_BTP1], -1)
+    x_BTPD = linear.Linear(self.width, None, "embed", dtype=self.dtype, name="project")(x_BTPF)
+    # As large as what they are added to: attention tells tokens apart by nothing else.
+    unit = initializers.normal(None, "embed", stddev=1.0)
+    steps_TD = self.param("step_positions", unit, (T, self.width))
+    patches_PD = self.param("patch_positions", unit, (P, self.width))
+    return (x_BTPD + steps_TD[:, None] + patches_PD).reshape(B, T * P, self.width)

@@ -108,6 +108,7 @@ class Optimizer:
   """AdamW with warm-up; betas and clipping as in the OAT paper."""
 
   learning_rate: float = 5e-5
+  image_rate: float = 1.0  # times the learning rate: that of encoders of images
   schedule: str = "constant"  # or cosine, to zero at the last step
   warmup_steps: int = 100
   weight_decay: float = 0.0
@@ -120,7 +121,7 @@ class Optimizer:
 
   def __post_init__(self):
     config_lib.choose(self.schedule, SCHEDULES, "config.optimizer.schedule")
-    for name in ("learning_rate", "clip"):
+    for name in ("learning_rate", "image_rate", "clip"):
       config_lib.above(getattr(self, name), 0, f"config.optimizer.{name}")
     for name in ("b1", "b2", "ema_max"):
       config_lib.between(getattr(self, name), 0, 1, f"config.optimizer.{name}")
@@ -139,6 +140,8 @@ class Config:
   steps: int
   batch_size: int  # of all processes together
   tokenizer: str = ""  # working directory of the trained tokenizer, for a policy over tokens
+  # What a policy derives from a window alone, its tokens: once, kept in the cache, or in each step.
+  precompute: bool = True
   init_from: str = ""  # working directory whose parameters this run starts from, where they fit
   seed: int = 0
   mesh: tuple[int, ...] = (-1, 1, 1)  # sizes of (data, fsdp, tensor)
@@ -163,12 +166,6 @@ class Config:
     for name in (*counts, "keep"):
       config_lib.at_least(getattr(self, name), 1, f"config.{name}")
     config_lib.at_least(self.seed, 0, "config.seed")
-    cameras = [name for each in self.data.datasets().values() for name in each.cameras]
-    if self.kind == "policy" and cameras:
-      raise ValueError(
-        f"config.data.cameras has {', '.join(cameras)}; policies are trained from states: leave it "
-        "empty"
-      )
     if self.kind == "tokenizer" and self.tokenizer:
       raise ValueError("config.tokenizer is set, but this run trains a tokenizer itself")
 

@@ -1,8 +1,10 @@
 """Starting from another run's parameters: what fits is taken over, the rest is listed."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from oat_jax.train import checkpoint
 from oat_jax.train import models
@@ -68,6 +70,25 @@ def start_from(
   # Two copies: a donated step may not be given the same buffer twice.
   copy = jax.tree.map(lambda x: x.copy(), params)
   return state._replace(params=params, ema_params=copy), text
+
+
+def place(
+  state: state_lib.TrainState, arrays: Mapping[str, np.ndarray], where: str
+) -> state_lib.TrainState:
+  """Returns the state with `arrays`, {path below `where`: array}, as parameters and average."""
+  if not arrays:
+    return state
+  left = {f"{where}/{name}": array for name, array in arrays.items()}
+
+  def one(path, leaf):
+    found = left.pop(optimizer_lib.path_name(path), None)
+    return leaf if found is None else jax.device_put(found.astype(leaf.dtype), leaf.sharding)
+
+  params = jax.tree_util.tree_map_with_path(one, state.params)
+  if left:
+    raise ValueError(f"there are no parameters {sorted(left)}")
+  # Two copies: a donated step may not be given the same buffer twice.
+  return state._replace(params=params, ema_params=jax.tree.map(lambda x: x.copy(), params))
 
 
 def _by_name(tree: Any, **options: Any) -> dict[str, Any]:

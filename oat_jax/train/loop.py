@@ -7,6 +7,7 @@ directory from which the same command goes on.
 
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -23,6 +24,7 @@ from oat_jax import batch as batch_lib
 from oat_jax.data import mixture
 from oat_jax.data import pipeline
 from oat_jax.parallel import mesh as mesh_lib
+from oat_jax.perception import observation as observation_lib
 from oat_jax.tokenizers.tokenizer import Tokenizer
 from oat_jax.train import checkpoint
 from oat_jax.train import config as config_lib
@@ -31,6 +33,7 @@ from oat_jax.train import inputs
 from oat_jax.train import metrics as metrics_lib
 from oat_jax.train import models
 from oat_jax.train import optimizer as optimizer_lib
+from oat_jax.train import prepared
 from oat_jax.train import state as state_lib
 from oat_jax.train import step as step_lib
 from oat_jax.train import workdir as workdir_lib
@@ -109,14 +112,20 @@ def train(config: config_lib.Config, workdir: str | os.PathLike) -> pathlib.Path
     args = (key,) if tokenizer is None else (key, tokenizer.params)
     optimizer = optimizer_lib.make(config.optimizer, config.steps)
     state, shardings = state_lib.create(lambda: model.init(*args), model.axes(), optimizer, mesh)
-    if config.init_from and not checkpoint.steps(workdir):
+    fresh = not checkpoint.steps(workdir)
+    observation = getattr(models.freeze_model(config), "observation", None)
+    if fresh and isinstance(observation, observation_lib.Config):
+      weights = observation_lib.pretrained(observation, spec)
+      state = init_from.place(state, weights, "network/observe")
+    if fresh and config.init_from:
       state, taken = init_from.start_from(config.init_from, state, model.axes(), description)
   # All that can be wrong with the configuration has been found by now; only now files are written.
   with workdir_lib.claimed(workdir, description):
     print(taken, end="", flush=True)
     if split.skipped and jax.process_index() == 0:
       (workdir / "skipped.json").write_text(json.dumps(split.skipped, indent=2) + "\n")
-    run = _Run(config, workdir, mesh, split, model, optimizer, shardings)
+    prepares = "" if tokenizer is None else f"{models.digest(tokenizer)} {getattr(model, 'refines', False)}"
+    run = _Run(config, workdir, mesh, split, model, optimizer, shardings, prepares)
     if fitted:
       _fit(run)
     else:
@@ -157,6 +166,7 @@ class _Run(NamedTuple):
   model: Any
   optimizer: Any  # None for a tokenizer that is fitted
   shardings: Any
+  prepares: str  # what the model's `prepare` computes with
 
   def begin(self, state: state_lib.TrainState) -> None:
     """Restores the newest checkpoint, if there is one, and trains to the end."""
@@ -289,10 +299,10 @@ def _windows(run: _Run, params: Callable[[], Any]) -> tuple[Any, Any]:
   train: Any = run.split.train
   held_out: Any = inputs.evenly(run.split.validation, run.config.evaluate_windows)
   prepare = getattr(run.model, "prepare", None)
-  if prepare is None:
+  if prepare is None or not run.config.precompute:
     return train, held_out
-  compiled, on_device = jax.jit(prepare), params()
-  add = lambda windows: inputs.prepared(compiled, on_device, windows, 1024)
+  compiled, params, cache = jax.jit(prepare), functools.cache(params), run.config.data.cache
+  add = lambda windows: prepared.prepared(compiled, params, windows, of=run.prepares, cache=cache)
   return add(train), add(held_out)
 
 

@@ -12,10 +12,18 @@ from oat_jax.train import config as config_lib
 
 # First match wins, on the path "network/encoder/blocks_0/w_up".
 GROUPS = (
-  ("frozen", r"^(statistics|action_statistics|tokenizer|fitted|codebook)/"),
-  ("no_decay", r"(^|/)(scale|b|table|registers|queries|masked_latent|[a-z_]*positions)$"),
+  (
+    "frozen",
+    r"^(statistics|action_statistics|tokenizer|fitted|codebook)/|/frozen_images(_[^/]*)?/",
+  ),
+  (
+    "no_decay",
+    r"(^|/)(b|table|registers|queries|summary|missing|masked_latent|[a-z_]*(scale|positions))$",
+  ),
   ("decay", r"(^|/)w(_[a-z]+)?$"),
 )
+# The encoders of cameras' frames, which learn at a rate of their own.
+IMAGES = r"/images(_[^/]*)?/"
 
 
 def groups(params: Any) -> Any:
@@ -69,10 +77,14 @@ def make(config: config_lib.Optimizer, steps: int) -> optax.GradientTransformati
     "decay": adamw(config.weight_decay),
   }
   inner = optax.chain(optax.clip_by_global_norm(config.clip), optax.partition(by_group, groups))
-  return optax.GradientTransformation(
-    lambda params: inner.init(trained(params)),
-    lambda updates, state, params=None: inner.update(updates, state, trained(params)),
-  )
+
+  def update(updates, state, params=None):
+    updates, state = inner.update(updates, state, trained(params))
+    # Every update is a multiple of its learning rate, the decay of weights included.
+    rated = lambda path, x: x * config.image_rate if re.search(IMAGES, path_name(path)) else x
+    return jax.tree_util.tree_map_with_path(rated, updates), state
+
+  return optax.GradientTransformation(lambda params: inner.init(trained(params)), update)
 
 
 def ema_decay(config: config_lib.Optimizer, step: jax.Array) -> jax.Array:

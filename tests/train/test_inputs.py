@@ -180,11 +180,6 @@ def test_configurations_that_contradict_themselves(changes, message):
     data("somewhere", **changes)
 
 
-def test_a_policy_with_cameras_is_refused_before_anything_is_read():
-  with pytest.raises(ValueError, match="config.data.cameras has top=x; policies are trained from"):
-    tiny.run_config("policy", "nowhere", data={"cameras": ("top=x",)})
-
-
 def test_processes_that_read_other_data_stop(dataset, tmp_path, monkeypatch):
   real = loop.multihost_utils.process_allgather
   other = lambda number: np.append(real(number), number + 1)
