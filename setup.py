@@ -25,7 +25,7 @@ EXTRAS = {
     "tensorboardX>=2.6",
     "matplotlib>=3.9",
   ],
-  "sim": ["metaworld>=3.1.1,<3.2", "packaging", "gymnasium>=1.1"],
+  "sim": ["metaworld>=3.1.1,<3.2", "packaging", "gymnasium>=1.1", "imageio-ffmpeg>=0.6"],
   "convert": ["h5py>=3.11", "pyarrow>=17", "av>=13"],
   "gcs": ["gcsfs"],
   "tpu": ["libtpu"],

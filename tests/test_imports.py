@@ -14,7 +14,8 @@ PYTHON_FILES = sorted(
 MODELS = {"batch", "config", "nn", "tokenizers", "perception", "policies"}
 TRAIN = {f"train.{name}" for name in ("config", "optimizer", "state", "step", "models")}
 LOOP = {
-  f"train.{name}" for name in ("checkpoint", "init_from", "inputs", "loop", "metrics", "workdir")
+  f"train.{name}"
+  for name in ("checkpoint", "init_from", "inputs", "loop", "metrics", "prepared", "workdir")
 }
 
 # Room -> the rooms that it may import besides itself. The longest name that fits a module holds: a
@@ -42,6 +43,7 @@ MAY_IMPORT = {
   "train.models": MODELS | {"train.config", "train.checkpoint"},
   "train.init_from": {"train.checkpoint", "train.models", "train.optimizer", "train.state"},
   "train.inputs": {"data", "data.normalization", "train.config"},
+  "train.prepared": {"data"},
   "train.workdir": {"train.checkpoint", "train.models"},
   "train.loop": MODELS | TRAIN | LOOP | {"parallel", "data", "data.normalization"},
   "study": MODELS
@@ -67,6 +69,7 @@ ONLY_IN = {
   "h5py": {"data.sources._hdf5"},
   "pyarrow": {"data.sources.lerobot", "data.sources._lerobot_meta"},
   "av": {"data.sources._video"},
+  "imageio_ffmpeg": {"evaluate.video"},
   "metaworld": {"envs.metaworld"},
   "mujoco": {"envs.metaworld"},
   "gymnasium": {"envs.metaworld"},
@@ -85,7 +88,7 @@ NOTHING_BUT = {
   "config": set(),
   "data.normalization": {"numpy"},
   "parallel": {"jax", "numpy"},
-  "evaluate": {"numpy", "scipy", "tqdm"},
+  "evaluate": {"imageio_ffmpeg", "numpy", "scipy", "tqdm"},
   "bench.peer_torch": {"torch", "oat"},
 }
 
@@ -197,7 +200,7 @@ heavy = ("jax", "flax", "numpy", "optax", "orbax", "grain", "tensorflow", "matpl
 loaded = lambda: [name for name in heavy if name in sys.modules]
 import oat_jax
 seen = {"oat_jax": loaded()}
-import oat_jax.evaluate.report, oat_jax.evaluate.rollout
+import oat_jax.evaluate.report, oat_jax.evaluate.rollout, oat_jax.evaluate.video
 import oat_jax.envs.env, oat_jax.envs.vector  # what every simulator process imports
 seen["evaluate and envs"] = loaded()
 print(json.dumps(seen))

@@ -194,7 +194,8 @@ def test_an_evaluation_that_was_stopped_goes_on(quickstart, tmp_path, monkeypatc
     settings = {"num_tokens": (1, 8), "replans": (8,), "episodes": 1, "max_steps": 16}
     settings |= {"temperature": 1.0, "out": str(tmp_path / out)} | changes
     workdir = quickstart[0] / "policy"
-    return evaluation.Evaluation(workdir, "metaworld/mt4", **settings).run()["episodes"]
+    rows = evaluation.Evaluation(workdir, "metaworld/mt4", **settings).run()["episodes"]
+    return [row | {"policy_ms": 0 < row["policy_ms"] < 1e4} for row in rows]
 
   def stops(*args, **settings):
     calls.append(settings["num_tokens"])
@@ -203,15 +204,53 @@ def test_an_evaluation_that_was_stopped_goes_on(quickstart, tmp_path, monkeypatc
     return run(*args, **settings)
 
   whole = evaluate("whole")
+  assert {(row["num_tokens"], row["tokens"], row["calls"]) for row in whole} == {
+    (1, 1.0, 2),
+    (8, 8.0, 2),
+  }
   monkeypatch.setattr(rollout, "run", stops)
   with pytest.raises(KeyboardInterrupt):
     evaluate("parts")
   assert evaluate("parts") == whole and calls == [1, 8, 8]
   assert evaluate("parts", num_tokens=(8,)) == whole and len(calls) == 3
-  with pytest.raises(ValueError, match="first_seed 100000 there, 50000 now.*or --replace"):
-    evaluate("parts", first_seed=50_000)
-  evaluate("parts", first_seed=50_000, replace=True)  # nothing is known about other goals
+  with pytest.raises(
+    ValueError, match=r"first_seeds \[100000\] there, \[50000\] now.*or --replace"
+  ):
+    evaluate("parts", seeds=(50_000,))
+  evaluate("parts", seeds=(50_000,), replace=True)  # nothing is known about other goals
   assert calls == [1, 8, 8, 1, 8]
+
+
+def test_failed_episodes_become_videos(quickstart, tmp_path):
+  """The first two of four, with every frame; what is executed is the average of chunks."""
+  pytest.importorskip("imageio_ffmpeg", reason="the extra `sim` is not installed")
+  av = pytest.importorskip("av", reason="the extra `convert` is not installed")
+  args = [f"--workdir={quickstart[0] / 'regression'}", "--replan=8", "--episodes=1", "--videos=2"]
+  args += ["--max_steps=6", "--ensemble=0.01", f"--out={tmp_path}"]
+  code, out, err = tiny.command("launch/evaluate.py", *args)
+  if code and "off-screen OpenGL" in err:
+    pytest.skip(err)
+  assert code == 0, err
+  names = [f"{task}_seed100000_regression_R8_K0.mp4" for task in TASKS[:2]]
+  assert sorted(path.name for path in (tmp_path / "videos").iterdir()) == names
+  for name in names:
+    assert f"wrote {tmp_path}/videos/{name}" in out
+    with av.open(str(tmp_path / "videos" / name)) as file:
+      frames = [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]
+    assert len(frames) == 1 + 6 and frames[0].shape == (256, 256, 3) and frames[0].std() > 10
+  facts = json.loads((tmp_path / "evaluation.json").read_text())["facts"]
+  assert facts["videos"]["camera"] == "corner2" and facts["videos"]["by"]
+  assert facts["batch"] == 4 and facts["ensemble"] == 0.01 and facts["restarts"] == []
+
+
+def test_what_cannot_be_rendered_is_an_error_before_anything_runs(quickstart, tmp_path):
+  args = [f"--workdir={quickstart[0] / 'regression'}", "--episodes=1", f"--out={tmp_path / 'new'}"]
+  refused = lambda *more, **gl: tiny.command("launch/evaluate.py", *args, *more, **gl)
+  code, out, err = refused("--videos=1", MUJOCO_GL="nonsense")
+  assert (code, out) == (1, "") and "MUJOCO_GL" in err and len(err.splitlines()) == 1, err
+  code, out, err = refused("--videos=1", "--video_camera=corner9")
+  assert (code, out) == (1, "") and ("no camera 'corner9'" in err or "OpenGL" in err), err
+  assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,18 @@ _ONE_THREAD = {
 }
 
 
+class Crash(RuntimeError):
+  """A child died, or its simulator failed: what it was doing can be done again by a fresh one.
+
+  Attributes:
+    how: what happened, and in which call.
+  """
+
+  def __init__(self, how: str):
+    super().__init__(f"{how}; run again, with fewer processes if the machine is short of memory")
+    self.how = how
+
+
 class Call(NamedTuple):
   """A method of the worker's object, its arguments, and what to call it in an error."""
 
@@ -65,17 +77,28 @@ class Worker:
       raise self._died() from error
 
   def result(self) -> Any:
-    """Waits for the oldest pending call and returns its result; raises what it raised there."""
+    """Waits for the oldest pending call and returns its result.
+
+    Raises:
+      Crash: the child died, or another package's exception, or MemoryError, came out of the call.
+      Exception: any other that the call raised.
+    """
     try:
-      ok, value = self.connection.recv()
+      outcome, value = self.connection.recv()
     except (EOFError, OSError) as error:
       raise self._died() from error
-    if not ok:
+    if outcome == "crash":
+      text, note = value
+      what = self.pending[0].what
+      crash = Crash(f"simulator process {self._process.pid} failed in {what} with {text}")
+      crash.add_note(note)
+      raise crash
+    if outcome == "error":
       raise value
     self.pending.popleft()
     return value
 
-  def _died(self) -> RuntimeError:
+  def _died(self) -> Crash:
     try:
       code = self._process.wait(5)
     except subprocess.TimeoutExpired:
@@ -85,10 +108,7 @@ class Worker:
       if code and code < 0
       else f"ended with exit code {code}"
     )
-    return RuntimeError(
-      f"simulator process {self._process.pid} {how} in {self.pending[0].what}; run again,"
-      " with fewer processes if the machine is short of memory"
-    )
+    return Crash(f"simulator process {self._process.pid} {how} in {self.pending[0].what}")
 
 
 def close(workers: Sequence[Worker], now: bool = False) -> None:
@@ -135,13 +155,15 @@ def _serve(fd: int) -> None:
           if held is None:
             module, _, name = target.partition(":")
             held = getattr(importlib.import_module(module), name)(*args)
-          answer = (True, getattr(held, method)(*call_args))
+          answer = ("result", getattr(held, method)(*call_args))
         except Exception as caught:  # the parent raises it
+          note = "in a simulator process:\n" + traceback.format_exc()
           # Another package's exception may not survive the journey.
-          builtin = type(caught).__module__ == "builtins"
-          error = caught if builtin else RuntimeError(f"{type(caught).__name__}: {caught}")
-          error.add_note("in a simulator process:\n" + traceback.format_exc())
-          answer = (False, error)
+          if type(caught).__module__ != "builtins" or isinstance(caught, MemoryError):
+            answer = ("crash", (f"{type(caught).__name__}: {caught}", note))
+          else:
+            caught.add_note(note)
+            answer = ("error", caught)
         connection.send(answer)
   except (EOFError, OSError):
     pass  # the parent is done, or gone

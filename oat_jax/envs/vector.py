@@ -3,16 +3,21 @@
 One message serves R control steps of an episode. A process holds one simulator per task, whatever
 the number of its episodes: their states are swapped in and out, which takes far less time than a
 chunk and keeps memory flat (a MetaWorld simulator takes 35 MB and 0.1 s to make).
+
+A process that dies is replaced, and the episodes that it held begin again from their seeds.
 """
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+import sys
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from oat_jax.envs import env as env_lib
 from oat_jax.envs import process
+
+MAX_RESTARTS = 2  # of an episode, between two calls of `VectorEnv.start`
 
 
 class VectorState(NamedTuple):
@@ -23,6 +28,7 @@ class VectorState(NamedTuple):
   done: np.ndarray  # bool (B,): success or out of steps
   success: np.ndarray  # bool (B,)
   steps: np.ndarray  # int32 (B,): control steps executed
+  restarts: np.ndarray  # int32 (B,): times that the episode began again, its process having died
 
 
 class VectorEnv:
@@ -57,10 +63,12 @@ class VectorEnv:
     if cameras:
       env_lib.choose_renderer()
     args = (suite_name, observation_steps, self.max_steps, tuple(cameras), image_size)
-    self._workers = [
-      process.Worker(f"{__name__}:Slots", *args) for _ in range(process.count(num_processes))
-    ]
+    self._make_worker = lambda: process.Worker(f"{__name__}:Slots", *args)
+    self._workers = [self._make_worker() for _ in range(process.count(num_processes))]
+    # Slot b belongs to worker b % len(workers).
+    self._crashes: dict[int, process.Crash] = {}  # of workers whose episodes have to begin again
     self._assignments: list[tuple[str, int]] = []
+    self._restarts_B = np.zeros(0, np.int32)
     self._state: VectorState | None = None
 
   def __enter__(self) -> "VectorEnv":
@@ -87,16 +95,27 @@ class VectorEnv:
     if not assignments:
       raise ValueError("no (task, seed) to start")
     self._assignments = [(task, int(seed)) for task, seed in assignments]
-    reports = self._call("start", {b: pair for b, pair in enumerate(self._assignments)})
-    leaves = [reports[b] for b in range(len(assignments))]
+    self._state = None
+    self._crashes.clear()
+    self._restarts_B = np.zeros(len(assignments), np.int32)
+    rows = self._begin(range(len(assignments)))
+    leaves = [rows[b] for b in range(len(assignments))]
+    done_B, success_B, steps_B = (np.stack([row[i] for row in leaves]) for i in (2, 3, 4))
     self._state = VectorState(
-      {name: np.stack([report[0][name] for report in leaves]) for name in leaves[0][0]},
-      *(np.stack([report[i] for report in leaves]) for i in range(1, len(VectorState._fields))),
+      {name: np.stack([row[0][name] for row in leaves]) for name in leaves[0][0]},
+      np.stack([row[1] for row in leaves]),
+      done_B,
+      success_B,
+      steps_B,
+      self._restarts_B,
     )
     return self._copy()
 
   def step(self, actions_BRA: np.ndarray, active_B: np.ndarray | None = None) -> VectorState:
     """Executes up to R actions in every episode, stopping each at its success or last step.
+
+    Episodes whose process died in this call, or in `expert_chunks` before it, stand at their
+    beginning afterwards; `restarts` counts it.
 
     Args:
       actions_BRA: float (B, R, A), clipped to [-1, 1].
@@ -104,7 +123,8 @@ class VectorEnv:
 
     Raises:
       ValueError: wrong shape, or NaN or infinity in an action to be executed.
-      RuntimeError: nothing was started, or a simulator process died; the error names task and seed.
+      RuntimeError: nothing was started, or an episode's process died once more than `MAX_RESTARTS`
+        times; the error names task and seed.
     """
     state = self._started()
     actions_BRA = np.asarray(actions_BRA, np.float32)
@@ -113,27 +133,21 @@ class VectorEnv:
       raise ValueError(
         f"actions have shape {list(actions_BRA.shape)}; expected [{B}, R, {A}] with R at least 1"
       )
-    turns = np.flatnonzero(
-      ~state.done if active_B is None else ~state.done & np.asarray(active_B, bool)
-    )
+    turns = self._turns(state, active_B)
     for b in turns:
       if not np.isfinite(actions_BRA[b]).all():
         task, seed = self._assignments[b]
         raise ValueError(f"task '{task}', seed {seed}: the actions hold NaN or infinity")
-    reports = self._call("step", {int(b): (actions_BRA[b],) for b in turns})
-    for b, (window, *facts) in reports.items():
-      for name, value in window.items():
-        state.observation[name][b] = value
-      for array, value in zip(state[1:], facts):
-        array[b] = value
+    self._update(self._call("step", {b: (actions_BRA[b],) for b in turns}))
+    self._update(self._begin(self._orphans()))
     return self._copy()
 
   def expert_chunks(self, horizon: int, active_B: np.ndarray | None = None) -> np.ndarray:
     """Returns the scripted expert's next noise-free actions, float32 (B, C, A) in [-1, 1].
 
     The expert acts for C = `horizon` steps in closed loop from every episode's present state, on
-    behind success, and the state is restored bit for bit. Zeros where the episode is done or not
-    active.
+    behind success, and the state is restored bit for bit. Zeros where the episode is done, not
+    active, or has lost its process: it begins again in the next `step`.
 
     Raises:
       ValueError: a task has no expert.
@@ -141,13 +155,51 @@ class VectorEnv:
     state = self._started()
     if horizon < 1:
       raise ValueError(f"horizon is {horizon}; it must be at least 1")
-    turns = np.flatnonzero(
-      ~state.done if active_B is None else ~state.done & np.asarray(active_B, bool)
-    )
+    turns = self._turns(state, active_B)
     chunks_BCA = np.zeros((len(self._assignments), horizon, self.suite.action_dim), np.float32)
-    for b, chunk_CA in self._call("expert_chunk", {int(b): (horizon,) for b in turns}).items():
+    for b, chunk_CA in self._call("expert_chunk", {b: (horizon,) for b in turns}).items():
       chunks_BCA[b] = chunk_CA
     return chunks_BCA
+
+  def _begin(self, slots: Iterable[int]) -> dict[int, Any]:
+    """Begins the episodes of these slots, again where their process dies; returns their rows."""
+    rows, todo = {}, list(slots)
+    while todo:
+      rows |= self._call("start", {b: self._assignments[b] for b in todo})
+      todo = self._orphans()
+    return rows
+
+  def _orphans(self) -> list[int]:
+    """Returns the slots that have to begin again, those of the crashes since it was last asked."""
+    orphans = []
+    for index, crash in self._crashes.items():
+      slots = range(index, len(self._assignments), len(self._workers))
+      slots = [b for b in slots if self._state is None or not self._state.done[b]]
+      self._restarts_B[slots] += 1
+      if (self._restarts_B[slots] > MAX_RESTARTS).any():
+        self.close(now=True)
+        raise RuntimeError(
+          f"{crash}. Its {len(slots)} episodes were begun {MAX_RESTARTS + 1} times and cannot be"
+          " finished"
+        ) from crash
+      print(f"{crash.how}; begun again: {len(slots)} episodes", file=sys.stderr, flush=True)
+      orphans += slots
+    self._crashes.clear()
+    return orphans
+
+  def _turns(self, state: VectorState, active_B: np.ndarray | None) -> list[int]:
+    """Returns the slots that are active, not done, and have not lost their process."""
+    turns_B = ~state.done if active_B is None else ~state.done & np.asarray(active_B, bool)
+    return [int(b) for b in np.flatnonzero(turns_B) if b % len(self._workers) not in self._crashes]
+
+  def _update(self, rows: Mapping[int, Any]) -> None:
+    """Writes rows of a `VectorState`, as they come from the processes."""
+    state = self._started()
+    for b, (window, *facts) in rows.items():
+      for name, value in window.items():
+        state.observation[name][b] = value
+      for array, value in zip(state[1:], facts):
+        array[b] = value
 
   def _started(self) -> VectorState:
     if self._state is None:
@@ -161,7 +213,10 @@ class VectorEnv:
     )
 
   def _call(self, method: str, args: Mapping[int, tuple[Any, ...]]) -> dict[int, Any]:
-    """Calls `method(slot, *args)` for every slot given, in its process; returns results by slot."""
+    """Calls `method(slot, *args)` for every slot given, in its process; returns results by slot.
+
+    A process that crashes is replaced and noted in `_crashes`; results of its slots may be missing.
+    """
     if not self._workers:
       raise RuntimeError("this VectorEnv is closed")
     queues: dict[process.Worker, deque[int]] = {}
@@ -169,12 +224,21 @@ class VectorEnv:
       queues.setdefault(self._workers[b % len(self._workers)], deque()).append(b)
     results = {}
     try:
-      for worker, slots in queues.items():
+      for worker, slots in list(queues.items()):
         what = {b: "task '{}', seed {}".format(*self._assignments[b]) for b in slots}
-        worker.submit([process.Call(method, (b, *args[b]), what[b]) for b in slots])
+        try:
+          worker.submit([process.Call(method, (b, *args[b]), what[b]) for b in slots])
+        except process.Crash as crash:
+          self._replace(worker, crash)
+          del queues[worker]
       while queues:
         for worker in process.wait(list(queues)):
-          results[queues[worker].popleft()] = worker.result()
+          try:
+            results[queues[worker][0]] = worker.result()
+            queues[worker].popleft()
+          except process.Crash as crash:
+            self._replace(worker, crash)
+            queues[worker].clear()
           if not queues[worker]:
             del queues[worker]
     except BaseException:
@@ -182,6 +246,12 @@ class VectorEnv:
       self._state = None
       raise
     return results
+
+  def _replace(self, worker: process.Worker, crash: process.Crash) -> None:
+    process.close([worker], now=True)
+    index = self._workers.index(worker)
+    self._workers[index] = self._make_worker()
+    self._crashes[index] = crash
 
 
 class _Slot:
@@ -259,7 +329,7 @@ class Slots:
       self._occupants.pop(task).snapshot = self._envs[task].snapshot()
 
   def _report(self, episode: _Slot) -> tuple[Any, ...]:
-    """The slot's row of a `VectorState`."""
+    """The slot's row of a `VectorState`, but for `restarts`."""
     absent = self._window - len(episode.history)
     window = [episode.history[0]] * absent + list(episode.history)
     return (

@@ -11,8 +11,25 @@ from typing import Any, NamedTuple
 import numpy as np
 import tqdm
 
-# (state of the episodes, active_B) -> actions (B, C, A); rows that are not active are ignored.
-Act = Callable[[Any, np.ndarray], np.ndarray]
+from oat_jax.evaluate import chunks
+
+
+class Acted(NamedTuple):
+  """What one call of a policy gave for B episodes.
+
+  Attributes:
+    actions_BCA: chunks.
+    num_tokens_B: tokens generated for each row, 0 where there are none; None for 0 everywhere.
+    ms: wall milliseconds of the call, for all rows together; 0 where no policy was asked.
+  """
+
+  actions_BCA: np.ndarray
+  num_tokens_B: np.ndarray | None = None
+  ms: float = 0.0
+
+
+# (state of the episodes, active_B) -> chunks; rows that are not active are ignored.
+Act = Callable[[Any, np.ndarray], Acted]
 
 
 class Episode(NamedTuple):
@@ -25,6 +42,9 @@ class Episode(NamedTuple):
     task, seed: of the episode; the seed fixes the goal.
     success: whether the task was solved within the steps allowed.
     steps: control steps executed.
+    calls: chunks that were asked for.
+    tokens: tokens generated for a chunk, mean over the calls.
+    policy_ms: wall milliseconds of the batched calls that gave the chunks, mean over the calls.
   """
 
   method: str
@@ -34,6 +54,23 @@ class Episode(NamedTuple):
   seed: int
   success: bool
   steps: int
+  calls: int
+  tokens: float
+  policy_ms: float
+
+
+class Outcome(NamedTuple):
+  """What became of the episodes, in the order in which they were asked for.
+
+  Attributes:
+    rows: of the report.
+    actions: float32 (steps, A) of each episode, as they were executed.
+    restarts: times that each episode began again because its simulator process died.
+  """
+
+  rows: list[Episode]
+  actions: list[np.ndarray]
+  restarts: list[int]
 
 
 def assignments(tasks: Sequence[str], episodes: int, first_seed: int) -> list[tuple[str, int]]:
@@ -49,9 +86,12 @@ def run(
   replan: int,
   method: str,
   num_tokens: int = 0,
+  ensemble: float | None = None,
   progress: bool = True,
-) -> list[Episode]:
+) -> Outcome:
   """Runs every (task, seed) to its end.
+
+  An episode whose simulator process died begins again, with nothing of its first try in its row.
 
   Args:
     env: an `oat_jax.envs.vector.VectorEnv`.
@@ -59,27 +99,52 @@ def run(
     pairs: the episodes.
     replan: R; the chunks must have at least as many steps.
     method, num_tokens: noted in the rows.
+    ensemble: m of `chunks.Ensemble`, to execute the average of overlapping chunks; None for the
+      newest chunk alone.
     progress: shows a bar of finished episodes.
 
   Raises:
     ValueError: replan is below 1 or longer than the chunks.
+    RuntimeError: an episode's simulator process dies again and again.
   """
   if replan < 1:
     raise ValueError(f"replan is {replan}; it must be at least 1")
+  average = None if ensemble is None else chunks.Ensemble(ensemble, replan)
   state = env.start(pairs)
+  B = len(pairs)
+  calls_B, tokens_B, ms_B = np.zeros(B, np.int64), np.zeros(B), np.zeros(B)
+  executed: list[list[np.ndarray]] = [[] for _ in pairs]
   label = f"{method} R={replan}" + (f" K={num_tokens}" if num_tokens else "")
-  with tqdm.tqdm(total=len(pairs), desc=f"{label:<20}", unit="ep", disable=not progress) as bar:
+  with tqdm.tqdm(total=B, desc=f"{label:<20}", unit="ep", disable=not progress) as bar:
     while not state.done.all():
-      chunks_BCA = act(state, ~state.done)
-      if chunks_BCA.shape[1] < replan:
-        raise ValueError(f"replan is {replan}, but a chunk has {chunks_BCA.shape[1]} steps")
-      state = env.step(chunks_BCA[:, :replan], ~state.done)
+      active_B = ~state.done
+      acted = act(state, active_B)
+      C = acted.actions_BCA.shape[1]
+      if C < replan:
+        raise ValueError(f"replan is {replan}, but a chunk has {C} steps")
+      whole = acted.actions_BCA
+      actions_BRA = whole[:, :replan] if average is None else average(whole)
+      calls_B += active_B
+      tokens_B += 0 if acted.num_tokens_B is None else active_B * acted.num_tokens_B
+      ms_B += active_B * acted.ms
+      before, state = state, env.step(actions_BRA, active_B)
+      for b in np.flatnonzero(active_B):
+        executed[b].append(actions_BRA[b, : max(state.steps[b] - before.steps[b], 0)])
+      again_B = state.restarts > before.restarts
+      calls_B[again_B], tokens_B[again_B], ms_B[again_B] = 0, 0, 0
+      for b in np.flatnonzero(again_B):
+        executed[b].clear()
+      if average is not None:
+        average.clear(again_B)
       bar.update(int(state.done.sum()) - bar.n)
       bar.set_postfix(success=int(state.success.sum()), refresh=False)
-  return [
-    Episode(method, num_tokens, replan, task, seed, bool(state.success[b]), int(state.steps[b]))
-    for b, (task, seed) in enumerate(pairs)
+  means = zip(calls_B.tolist(), (tokens_B / calls_B).tolist(), (ms_B / calls_B).tolist())
+  ends = zip(state.success.tolist(), state.steps.tolist())
+  rows = [
+    Episode(method, num_tokens, replan, task, seed, *end, *mean)
+    for (task, seed), end, mean in zip(pairs, ends, means)
   ]
+  return Outcome(rows, [np.concatenate(parts) for parts in executed], state.restarts.tolist())
 
 
 def latency_ms(act: Callable[[], Any], repeats: int = 100) -> dict[str, float]:

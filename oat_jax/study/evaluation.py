@@ -7,127 +7,36 @@ import json
 import os
 import pathlib
 import platform
+import shutil
 from typing import Any
 
-import jax
-import numpy as np
-
 import oat_jax
-from oat_jax import batch as batch_lib
 from oat_jax.envs import env as env_lib
 from oat_jax.envs import vector
+from oat_jax.evaluate import chunks
 from oat_jax.evaluate import report
 from oat_jax.evaluate import rollout
-from oat_jax.policies.policy import Policy
+from oat_jax.evaluate import video
 from oat_jax.policies.policy import Sampling
+from oat_jax.study import actor
+from oat_jax.study import goals
 from oat_jax.tokenizers import tokenizer as tokenizer_lib
 from oat_jax.train import models
 
 # Demonstrations use seeds from 0 on. What is chosen by success is chosen on goals that are not
-# reported, e.g. with --seed=50000.
+# reported, e.g. with --select=50000.
 REPORTED_SEED = 100_000
+
+# How cameras are rendered; see `metaworld._cheap_renderer`.
+QUALITY = "no shadows, no reflections, no multisampling"
 
 Setting = tuple[str, int, int]  # method, R, K
 
 # The facts that make two reports ones of the same evaluation.
 IDENTITY = (
-  "model", "suite", "episodes_per_task", "first_seed", "max_steps", "sampling", "versions"
+  "model", "checkpoint", "suite", "episodes_per_task", "first_seeds", "max_steps", "sampling",
+  "ensemble", "render", "versions",
 )  # fmt: skip
-
-
-class PolicyActor:
-  """A trained policy as a callable over simulator states; one compiled program for every K."""
-
-  def __init__(self, trained: models.Trained, sampling: Sampling = Sampling(), seed: int = 0):
-    policy = trained.model
-    if not isinstance(policy, Policy):
-      raise ValueError(f"the working directory holds a {trained.config.kind}; a policy's is needed")
-    self.trained, self.spec = trained, trained.spec
-    self.max_tokens = trained.model.max_tokens
-    self.has_tokens = trained.tokenizer is not None
-    self._params = jax.device_put(trained.params)
-    self._key = jax.random.key(seed)
-
-    def act(params, batch, key, call, num_tokens):
-      key = jax.random.fold_in(key, call)
-      return policy.act(params, batch, key, num_tokens, sampling)[0]
-
-    self._act = jax.jit(act)
-
-  def batch(self, state: Any, tasks: Sequence[str]) -> dict[str, Any]:
-    """Returns the batch that the policy acts on, from a `VectorState` and the tasks' names."""
-    names = self.trained.spec.task_names
-    unknown = sorted(set(tasks) - set(names)) if names != ("",) else []
-    if unknown:
-      raise ValueError(
-        f"the policy does not know task '{unknown[0]}'; it was trained on {', '.join(names)}"
-      )
-    parts = []
-    for name in self.trained.config.data.state:
-      key = name.removeprefix("observation/")
-      if key not in state.observation:
-        raise ValueError(
-          f"the policy reads '{name}'; the simulator gives {sorted(state.observation)}"
-        )
-      parts.append(state.observation[key])
-    state_BTS = np.concatenate(parts, -1).astype(np.float32)
-    if state_BTS.shape[1:] != (self.spec.observation_steps, self.spec.state_dim):
-      raise ValueError(
-        f"the policy reads states of shape {[self.spec.observation_steps, self.spec.state_dim]}; "
-        f"the simulator gives {list(state_BTS.shape[1:])}"
-      )
-    ids = [names.index(task) if task in names else 0 for task in tasks]
-    return {
-      "observation": {"state": state_BTS, "task": np.asarray(ids, np.int32)},
-      "observation_mask": state.observation_mask,
-      "dataset": np.zeros(len(tasks), np.int32),
-    }
-
-  def __call__(self, batch: dict[str, Any], num_tokens: int, call: int = 0) -> np.ndarray:
-    """Returns chunks (B, C, A) decoded from the first `num_tokens` tokens; waits for them.
-
-    Another `call` draws other tokens, where sampling is random.
-    """
-    batch_lib.check(batch, self.spec, batch_lib.ACTING)
-    if self.has_tokens:
-      tokenizer_lib.check_num_tokens(num_tokens, self.max_tokens)
-    budget = np.int32(num_tokens) if self.has_tokens else None
-    return np.asarray(self._act(self._params, batch, self._key, np.uint32(call), budget))
-
-  def driver(self, tasks: Sequence[str], num_tokens: int) -> rollout.Act:
-    """Returns what `rollout.run` calls, for episodes of these tasks; every K has equal draws."""
-    calls = itertools.count()
-    return lambda state, active_B: self(self.batch(state, tasks), num_tokens, next(calls))
-
-
-def ceiling_driver(env: Any, trained: models.Trained, num_tokens: int) -> rollout.Act:
-  """The best a policy over these tokens could do: the expert's next chunk, encoded and decoded.
-
-  At every replanning the scripted expert is rolled out noise-free from the saved simulator state.
-  """
-  tokenizer, params = trained.tokenizer, trained.params
-  assert tokenizer is not None, "checked by `Evaluation`"
-  params = params if trained.config.kind == "tokenizer" else params["tokenizer"]
-
-  def act(state, active_B):
-    del state
-    chunks_BCA = env.expert_chunks(tokenizer.spec.action_horizon, active_B)
-    tokens_BN = tokenizer.encode(params, chunks_BCA)
-    return np.asarray(tokenizer.decode(params, tokens_BN, num_tokens))
-
-  return act
-
-
-def expert_driver(env: Any, replan: int) -> rollout.Act:
-  """The scripted expert itself, without a tokenizer: what the ceiling is measured against."""
-  return lambda state, active_B: env.expert_chunks(replan, active_B)
-
-
-def act_latency_ms(actor: PolicyActor, budgets: Sequence[int]) -> dict[str, dict[str, float]]:
-  """Returns {K: {p50, p95}}: wall milliseconds from observation to chunk, batch size 1, warm."""
-  made = batch_lib.fake(actor.spec, 1)
-  batch = {name: made[name] for name in batch_lib.ACTING}
-  return {str(K): rollout.latency_ms(lambda K=K: actor(batch, K)) for K in budgets}
 
 
 class Evaluation:
@@ -138,6 +47,8 @@ class Evaluation:
 
   Attributes:
     settings: (method, R, K) that are asked for; K is 0 where there are no tokens.
+    episodes, seeds: goals for each task and first seed, and the first seeds.
+    target: the report's directory.
     known: {setting: rows} that the report holds.
     replaces: in what another evaluation, whose report lies there, differs; empty where none does.
   """
@@ -151,12 +62,16 @@ class Evaluation:
     replans: Sequence[int] = (8, 16),
     episodes: int = 25,
     ceiling: bool = False,
-    first_seed: int | None = None,
+    seeds: Sequence[int] = (REPORTED_SEED,),
     step: int | None = None,
+    chosen: dict[str, Any] | None = None,
     temperature: float = 0.0,
     top_k: int = 0,
+    ensemble: float | None = None,
     max_steps: int | None = None,
     processes: int | None = None,
+    videos: int = 0,
+    video_camera: str = "corner2",
     out: str | os.PathLike | None = None,
     replace: bool = False,
   ):
@@ -167,19 +82,25 @@ class Evaluation:
       suite_name: a registered suite.
       num_tokens, replans: prefix lengths K and executed steps R; all pairs are run on the same
         goals.
-      episodes: for each task and pair.
+      episodes: for each task, pair and first seed.
       ceiling: run the scripted expert, and its own chunks encoded and decoded.
-      first_seed: goals of seeds first_seed, first_seed + 1, ...; `REPORTED_SEED` by default.
+      seeds: first seeds; each gives goals of seeds first, first + 1, ...
       step: the checkpoint's step; the newest by default.
+      chosen: how the step was chosen, noted in the report.
       temperature, top_k: how tokens are drawn.
+      ensemble: m of `chunks.Ensemble`; None executes each chunk as it is.
       max_steps: control steps of an episode; the suite's by default.
       processes: of the simulator.
+      videos: as many failed episodes of each setting are written as OUT/videos/*.mp4, acted again
+        with the actions that were executed. A setting whose videos are not there is run again.
+      video_camera: the simulator's camera that videos look through.
       out: the report's directory; `workdir`/report by default.
       replace: give up a report of another model, other goals or versions that lies there.
 
     Raises:
       ValueError, FileNotFoundError: the model, the suite and the settings do not fit each other, or
-      the report is of another evaluation.
+        the report is of another evaluation.
+      RuntimeError, ImportError: videos or a policy's cameras are to be rendered and cannot be.
     """
     self.trained = trained = models.load(workdir, step)
     data = trained.config.data
@@ -191,8 +112,10 @@ class Evaluation:
     suite = env_lib.suite(suite_name)
     if episodes < 1:
       raise ValueError(f"episodes is {episodes}; it must be at least 1")
-    if not num_tokens or not replans:
-      raise ValueError("num_tokens and replan need at least one value each")
+    if videos < 0:
+      raise ValueError(f"videos is {videos}; it must not be negative")
+    if not num_tokens or not replans or not seeds:
+      raise ValueError("num_tokens, replan and seeds need at least one value each")
     budgets = [0]
     if trained.tokenizer is not None:
       budgets = sorted(set(num_tokens))
@@ -209,28 +132,58 @@ class Evaluation:
         f"{workdir} has actions of {trained.spec.action_dim} dimensions; "
         f"{suite_name} takes {suite.action_dim}"
       )
-    first_seed = REPORTED_SEED if first_seed is None else first_seed
-    data_path = trained.config.data.path
-    goals_are_new = _check_goals_unused(data_path, suite_name, first_seed, episodes)
+    goals.check_apart([("reported", first, first + episodes) for first in seeds])
+    goals_are_new = goals.check_new(data.path, suite_name, seeds, episodes)
+    if ensemble is not None:
+      chunks.Ensemble(ensemble, 1)  # checks it
+    cameras, image_size = ((), 1) if ceiling else actor.rendered(trained.spec)
+    if videos:
+      video.encoder()
+    if videos or cameras:
+      env_lib.choose_renderer()
+    renderer = os.environ.get("MUJOCO_GL", "MuJoCo's own choice")
     sampling = Sampling(temperature, top_k)
     self.facts: dict[str, Any] = {
       "workdir": pathlib.Path(workdir).name,
       "step": trained.step,
+      "checkpoint": chosen or {"chosen": "newest" if step is None else "as asked for"},
       "model": models.digest(trained),
       "suite": suite_name,
       "episodes_per_task": episodes,
-      "first_seed": first_seed,
+      "first_seeds": list(seeds),
+      "batch": episodes * len(suite.tasks) * len(seeds),
       "goals_never_demonstrated": "checked" if goals_are_new else "not known here",
       "max_steps": suite.max_steps if max_steps is None else max_steps,
       "sampling": sampling._asdict(),
+      "ensemble": ensemble,
+      "render": None
+      if not cameras
+      else {"cameras": list(cameras), "pixels": image_size, "quality": QUALITY, "by": renderer},
+      "videos": None
+      if not videos
+      else {"camera": video_camera, "pixels": video.SIZE, "quality": QUALITY, "by": renderer},
       "versions": versions(),
     }
-    self._actor = None if ceiling else PolicyActor(trained, sampling)
+    self._actor = None if ceiling else actor.PolicyActor(trained, sampling)
+    self._ensemble, self._videos, self._video_camera = ensemble, videos, video_camera
+    self.episodes, self.seeds = episodes, tuple(seeds)
     self._budgets = budgets
     self._make_env = lambda: vector.VectorEnv(
-      suite_name, processes, observation_steps=trained.spec.observation_steps, max_steps=max_steps
+      suite_name,
+      processes,
+      observation_steps=trained.spec.observation_steps,
+      max_steps=max_steps,
+      cameras=cameras,
+      image_size=image_size,
     )
-    self._pairs = rollout.assignments(suite.tasks, episodes, first_seed)
+    self._make_camera = lambda names, size: vector.VectorEnv(
+      suite_name, 1, observation_steps=1, max_steps=max_steps, cameras=names, image_size=size
+    )
+    self._rendered = [(cameras, image_size)] if cameras else []
+    self._rendered += [((video_camera,), video.SIZE)] if videos else []
+    self._pairs = [
+      pair for first in seeds for pair in rollout.assignments(suite.tasks, episodes, first)
+    ]
     self.target = pathlib.Path(workdir) / "report" if out is None else pathlib.Path(out)
     self.settings: list[Setting] = []
     for R in replans:
@@ -246,39 +199,60 @@ class Evaluation:
         f"{self.target} is of another evaluation ({self.replaces}); pass another --out, or "
         "--replace"
       )
-    self.known, self._act_ms = {}, {}
+    self.known: dict[Setting, list[rollout.Episode]] = {}
+    self._act_ms: dict[str, dict[str, float]] = {}
+    self._restarts: list[dict[str, Any]] = []
     if exists and not self.replaces:
-      self.known, self._act_ms = _known(there, self._pairs), there["facts"]["act_ms"]
+      self.known = _known(there, self._pairs)
+      self._act_ms, self._restarts = there["facts"]["act_ms"], there["facts"]["restarts"]
 
   @property
   def missing(self) -> list[Setting]:
-    """What is asked for and has not been run."""
-    return [setting for setting in self.settings if setting not in self.known]
+    """What is asked for and has not been run, or whose videos are not there."""
+    return [
+      setting
+      for setting in self.settings
+      if setting not in self.known or not all(path.exists() for path, _ in self._failed(setting))
+    ]
 
   def run(self) -> dict[str, Any]:
     """Runs what is missing, and returns the content of evaluation.json, now whole."""
-    for method, R, K in self.settings:
-      if (method, R, K) in self.known:
-        print(f"{method} R={R}" + f" K={K}" * bool(K) + ": evaluated already", flush=True)
+    missing = self.missing
+    for setting in self.settings:
+      if setting not in missing:
+        print(f"{report.name(*setting)}: evaluated already", flush=True)
+      elif setting in self.known:
+        print(f"{report.name(*setting)}: run again, its videos are not there", flush=True)
     if self.replaces:
       print(f"replacing the report in {self.target}: {self.replaces}", flush=True)
-    if self.missing:
+      shutil.rmtree(self.target / "videos", ignore_errors=True)
+    if missing:
+      self.check_rendering()
       if self._actor is not None:
         unmeasured = [K for K in self._budgets if str(K) not in self._act_ms]
-        measured = self._act_ms | act_latency_ms(self._actor, unmeasured)
+        measured = self._act_ms | actor.act_latency_ms(self._actor, unmeasured)
         self._act_ms = dict(sorted(measured.items(), key=lambda item: int(item[0])))
       with self._make_env() as env:
-        for method, R, K in self.missing:
-          act = self._driver(env, method, R, K)
-          rows = rollout.run(env, act, self._pairs, replan=R, method=method, num_tokens=K)
-          self.known[method, R, K] = rows
-          self._write()
+        for setting in missing:
+          self._run(env, setting)
     content = self.content()
     for name, by_replan in content["success"].items():
       for R, rates in by_replan.items():
         print(f"\n{name}, {R} steps executed of each chunk\n{report.table(rates)}", flush=True)
     print(f"\nsee {self.target}/evaluation.json and evaluation.md", flush=True)
     return content
+
+  def check_rendering(self) -> None:
+    """Raises RuntimeError or ValueError where a camera that will be needed cannot be rendered."""
+    for names, size in self._rendered:
+      try:
+        with self._make_camera(names, size) as env:
+          env.start(self._pairs[:1])
+      except AttributeError as error:  # what PyOpenGL raises without the library
+        raise RuntimeError(
+          f"cannot render with MUJOCO_GL={os.environ.get('MUJOCO_GL')} ({error}); install libegl1 "
+          "or libosmesa6 and set MUJOCO_GL to egl or osmesa"
+        ) from error
 
   def content(self) -> Any:
     """Returns what evaluation.json holds, or None where that is no JSON."""
@@ -287,22 +261,58 @@ class Evaluation:
     except ValueError:
       return None
 
+  def _run(self, env: Any, setting: Setting) -> None:
+    """Runs one setting and saves its rows, then its videos."""
+    method, R, K = setting
+    for path, _ in self._failed(setting) if setting in self.known else []:
+      path.unlink(missing_ok=True)
+    act = self._driver(env, method, R, K)
+    how: Any = {"replan": R, "method": method, "num_tokens": K, "ensemble": self._ensemble}
+    outcome = rollout.run(env, act, self._pairs, **how)
+    self.known[setting] = outcome.rows
+    name = report.name(*setting)
+    self._restarts = [each for each in self._restarts if each["setting"] != name] + [
+      {"setting": name, "task": task, "seed": seed, "times": times}
+      for (task, seed), times in zip(self._pairs, outcome.restarts)
+      if times
+    ]
+    rows = list(itertools.chain(*self.known.values()))
+    report.write(
+      self.target, rows, self.facts | {"act_ms": self._act_ms, "restarts": self._restarts}
+    )
+    failed = self._failed(setting)
+    if failed:
+      with self._make_camera((self._video_camera,), video.SIZE) as env:
+        for path, row in failed:
+          actions_SA = outcome.actions[outcome.rows.index(row)]
+          camera = self._video_camera
+          frames = video.replay(env, row.task, row.seed, actions_SA, camera, row.success)
+          video.write(path, frames)
+          print(f"wrote {path}", flush=True)
+
+  def _failed(self, setting: Setting) -> list[tuple[pathlib.Path, rollout.Episode]]:
+    """Returns the failed episodes of a known setting that become videos, and where these lie."""
+    method, R, K = setting
+    failed = [row for row in self.known[setting] if not row.success][: self._videos]
+    name = f"{method}_R{R}_K{K}"
+    folder = self.target / "videos"
+    return [(folder / f"{row.task}_seed{row.seed}_{name}.mp4", row) for row in failed]
+
   def _driver(self, env: Any, method: str, R: int, K: int) -> rollout.Act:
     if method == "expert":
-      return expert_driver(env, R)
+      return actor.expert_driver(env, R)
     if self._actor is None:
-      return ceiling_driver(env, self.trained, K)
+      return actor.ceiling_driver(env, self.trained, K)
     return self._actor.driver([task for task, _ in self._pairs], K)
-
-  def _write(self) -> None:
-    rows = list(itertools.chain(*self.known.values()))
-    report.write(self.target, rows, self.facts | {"act_ms": self._act_ms})
 
 
 def _differences(there: Any, facts: dict[str, Any]) -> str:
   """Says in what the content of a report differs from one of these facts; empty if it does not."""
   try:
+    report.episodes(there)
     differing = [name for name in IDENTITY if there["facts"].get(name) != facts[name]]
+  except ValueError as error:
+    return str(error)
   except (KeyError, TypeError, AttributeError):
     return "evaluation.json is not a report"
   return "; ".join(
@@ -313,32 +323,10 @@ def _differences(there: Any, facts: dict[str, Any]) -> str:
 def _known(there: Any, pairs: Sequence[tuple[str, int]]) -> dict[Setting, list[rollout.Episode]]:
   """Returns {setting: rows} of the content of a report: whole settings only."""
   groups: dict[Setting, list[rollout.Episode]] = {}
-  for values in there["episodes"]:
-    row = rollout.Episode(**values)
+  for row in report.episodes(there):
     groups.setdefault((row.method, row.replan, row.num_tokens), []).append(row)
   whole = lambda rows: [(row.task, row.seed) for row in rows] == list(pairs)
   return {setting: rows for setting, rows in groups.items() if whole(rows)}
-
-
-def _check_goals_unused(data_path: str, suite_name: str, first_seed: int, episodes: int) -> bool:
-  """Raises ValueError where goals were demonstrated; False where the dataset does not tell.
-
-  Datasets that launch/collect.py wrote tell, as long as they lie where the run was trained on them.
-  """
-  path = pathlib.Path(data_path) / "collection.json"
-  if not path.exists():
-    return False
-  collection = json.loads(path.read_text())
-  if collection["request"]["suite"] != suite_name:
-    return True
-  begin = collection["request"]["seed"]
-  end = begin + max(total["attempts"] for total in collection["totals"].values())
-  if first_seed < end and begin < first_seed + episodes:
-    raise ValueError(
-      f"goals of seeds {first_seed}..{first_seed + episodes - 1} were demonstrated in {data_path} "
-      f"(seeds {begin}..{end - 1}); pass another --seed"
-    )
-  return True
 
 
 def versions() -> dict[str, str]:

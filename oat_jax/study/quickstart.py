@@ -20,7 +20,6 @@ from oat_jax.data import pipeline
 from oat_jax.envs import collect
 from oat_jax.envs import env as env_lib
 from oat_jax.evaluate import report
-from oat_jax.evaluate import rollout
 from oat_jax.study import evaluation
 from oat_jax.study import figures
 from oat_jax.study import markdown
@@ -272,8 +271,14 @@ def write_report(
     task: {str(K): by_k["0"] for K in budgets} for task, by_k in rates.items()
   }
   accuracy = last_row(curves["policy"], "validation/token_accuracy")
-  rows = [rollout.Episode(**row) for row in results["policy"]["episodes"]]
-  headline = [row for row in rows if row.replan == config.evaluate.headline_replan]
+  headline = {
+    K: [
+      row
+      for row in report.episodes(results["policy"])
+      if (row.replan, row.num_tokens) == (int(R), K)
+    ]
+    for K in config.evaluate.num_tokens
+  }
   budgets = sorted(config.evaluate.num_tokens)
   ceiling = results["ceiling"]["success"]
   summary = {
@@ -291,7 +296,9 @@ def write_report(
     "replan": int(R),
     "success": by_replan[R],
     "success_other_replan": {r: rates for r, rates in by_replan.items() if r != R},
-    "success_most_less_fewest_tokens": report.paired_difference(headline, budgets[-1], budgets[0]),
+    "success_most_less_fewest_tokens": report.paired_difference(
+      headline[budgets[-1]], headline[budgets[0]]
+    ),
     "regression_success": for_each_k(floor[R]),
     "regression_success_other_replan": {r: for_each_k(x) for r, x in floor.items() if r != R},
     "act_ms": results["policy"]["facts"]["act_ms"],

@@ -1,13 +1,17 @@
 """Many episodes over several processes are the same episodes."""
 
+import itertools
 import os
+import pathlib
 import signal
 
 import numpy as np
 import pytest
 
 from oat_jax.envs import env as env_lib
+from oat_jax.envs import process
 from oat_jax.envs import vector
+from oat_jax.evaluate import rollout
 
 pytest.importorskip("metaworld", reason="the extra `sim` is not installed")
 
@@ -103,14 +107,90 @@ def test_bad_input_is_named_and_does_no_harm():
     envs.start([("box-close", 7)])
 
 
-def test_a_worker_that_dies_is_an_error_that_names_its_episode():
+def kill(envs, index=1):
+  os.kill(envs._workers[index]._process.pid, signal.SIGKILL)
+
+
+def greedy(envs, deaths=()):
+  """A policy that looks at the state alone; before its calls `deaths` a process is killed."""
+  weights_SA, calls = np.random.default_rng(0).normal(0, 3, (39, 4)), itertools.count()
+
+  def act(state, active_B):
+    if next(calls) in deaths:
+      kill(envs)
+    action_BA = np.sin(state.observation["state"][:, -1] @ weights_SA)
+    return rollout.Acted(np.cos(np.arange(8))[:, None] * action_BA[:, None])
+
+  return act
+
+
+def test_a_process_killed_in_a_rollout_changes_no_row(capfd):
+  """Its episodes begin again; episodes of the other process go on."""
+  how = {"replan": 5, "method": "greedy", "ensemble": 0.01, "progress": False}
+  with vector.VectorEnv(MT4, 2, max_steps=30) as envs:
+    calm = rollout.run(envs, greedy(envs), JOBS, **how)
+    assert capfd.readouterr().err == ""
+    shaken = rollout.run(envs, greedy(envs, deaths=(2, 5)), JOBS, **how)
+  assert calm.restarts == [0] * B and shaken.restarts == [0, 2, 0, 2, 0]
+  assert shaken.rows == calm.rows and [row.calls for row in calm.rows] == [6] * B
+  for found, wanted in zip(shaken.actions, calm.actions):
+    np.testing.assert_array_equal(found, wanted)
+  printed = capfd.readouterr().err
+  assert printed.count("was killed by SIGKILL in task 'coffee-pull', seed") == 2
+  assert printed.count("begun again: 2 episodes") == 2
+
+
+def test_a_process_that_dies_at_every_try_is_an_error_that_names_its_episode():
   with vector.VectorEnv(MT4, 2) as envs:
     envs.start(JOBS)
-    os.kill(envs._workers[1]._process.pid, signal.SIGKILL)
-    with pytest.raises(RuntimeError, match="SIGKILL in task 'coffee-pull', seed 1;"):
+    with pytest.raises(RuntimeError, match="SIGKILL in task 'coffee-pull', seed 1;.*begun 3 times"):
       for _ in range(3):
-        envs.step(np.zeros((B, 1, 4)))
-    assert not envs._workers
+        kill(envs)
+        state = envs.step(np.zeros((B, 1, 4)))
+        assert state.steps.tolist()[1::2] == [0, 0]
+    assert state.restarts.tolist() == [0, 2, 0, 2, 0] and not envs._workers
+
+
+def test_a_process_that_dies_while_the_expert_looks_ahead_begins_again_in_the_next_step():
+  with vector.VectorEnv(MT4, 2) as envs:
+    first = envs.start(JOBS)
+    envs.step(np.ones((B, 3, 4)))
+    kill(envs)
+    chunks_BCA = envs.expert_chunks(4)
+    assert chunks_BCA[::2].any() and not chunks_BCA[1::2].any()
+    state = envs.step(np.zeros((B, 2, 4)))
+    assert state.steps.tolist() == [5, 0, 5, 0, 5] and state.restarts.tolist() == [0, 1, 0, 1, 0]
+    np.testing.assert_array_equal(
+      state.observation["state"][1::2], first.observation["state"][1::2]
+    )
+    assert envs.step(np.zeros((B, 2, 4))).steps.tolist() == [7, 2, 7, 2, 7]
+
+
+class Failing(vector.Slots):
+  """A simulator whose own exception comes out of the first step that there ever is."""
+
+  def step(self, slot, actions_RA):
+    path = pathlib.Path(os.environ["FAILED_ONCE"])
+    if not path.exists():
+      path.touch()
+      import mujoco
+
+      raise mujoco.FatalError("mj_step: the stack overflowed")
+    return super().step(slot, actions_RA)
+
+
+def test_an_exception_of_the_simulator_is_as_a_death(monkeypatch, tmp_path, capfd):
+  monkeypatch.setenv("FAILED_ONCE", str(tmp_path / "failed"))
+  worker = process.Worker
+  here = lambda target, *args: worker(f"{__name__}:Failing", *args)
+  monkeypatch.setattr(process, "Worker", here)
+  with vector.VectorEnv(MT4, 1) as envs:
+    envs.start([("box-close", 0)])
+    state = envs.step(np.zeros((1, 2, 4)))
+    assert (state.steps.tolist(), state.restarts.tolist()) == ([0], [1])
+    assert envs.step(np.zeros((1, 2, 4))).steps.tolist() == [2]
+  printed = capfd.readouterr().err
+  assert "failed in task 'box-close', seed 0 with FatalError: mj_step: the stack" in printed
 
 
 def test_workers_import_no_jax():

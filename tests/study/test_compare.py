@@ -39,7 +39,7 @@ class Simulator:
 
   started = []
 
-  def __init__(self, suite_name, processes=None, *, observation_steps, max_steps):
+  def __init__(self, suite_name, processes=None, *, max_steps, **settings):
     self.max_steps = max_steps
 
   def __enter__(self):
@@ -64,7 +64,8 @@ class Simulator:
   def _state(self):
     done = self.steps >= self.max_steps
     mask = np.ones((len(done), 2), bool)
-    return vector.VectorState({}, mask, done, done & self.near, self.steps)
+    again = np.zeros(len(done), np.int32)
+    return vector.VectorState({}, mask, done, done & self.near, self.steps, again)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,81 @@
+"""Which checkpoint is evaluated: the newest, or the best on goals that are not reported."""
+
+from collections.abc import Mapping
+import os
+from typing import Any
+
+from oat_jax.study import evaluation
+from oat_jax.study import goals
+from oat_jax.train import checkpoint
+
+# Settings of an evaluation that hold for the choice too.
+_SHARED = ("temperature", "top_k", "ensemble", "max_steps", "processes", "replace")
+
+
+def evaluate(
+  workdir: str | os.PathLike,
+  suite_name: str,
+  *,
+  select: int | None = None,
+  select_episodes: int = 10,
+  **settings: Any,
+) -> dict[str, Any]:
+  """Evaluates a working directory, and returns the content of evaluation.json.
+
+  With `select`, every step that the directory keeps is evaluated on goals of seeds `select`,
+  `select` + 1, ..., at the first R and the largest K; the best of them, the later one of equals, is
+  the one that is reported. Those evaluations lie in the report's `selection/STEP`.
+
+  Args:
+    workdir, suite_name, settings: as `evaluation.Evaluation` takes them.
+    select: the first selection seed; None for the newest checkpoint, or the setting `step`.
+    select_episodes: selection goals per task.
+
+  Raises:
+    ValueError, FileNotFoundError: as `Evaluation`; or selection goals that are reported ones too.
+  """
+  if select is None:
+    return evaluation.Evaluation(workdir, suite_name, **settings).run()
+  for name in ("step", "ceiling"):
+    if settings.get(name):
+      raise ValueError(f"select chooses a policy's checkpoint; leave out {name}")
+  # What is wrong with the report's own settings is said now, not behind the selection.
+  unheeding: dict[str, Any] = settings | {"replace": True}
+  whole = evaluation.Evaluation(workdir, suite_name, **unheeding)
+  reported = [("reported", first, first + whole.episodes) for first in whole.seeds]
+  goals.check_apart([*reported, ("selection", select, select + select_episodes)])
+  whole.check_rendering()
+  _, R, _ = whole.settings[0]
+  K = max(K for _, _, K in whole.settings)
+  rates = {}
+  for step in checkpoint.steps(workdir):
+    print(f"selection: step {step}", flush=True)
+    content = evaluation.Evaluation(
+      workdir,
+      suite_name,
+      num_tokens=(max(K, 1),),
+      replans=(R,),
+      episodes=select_episodes,
+      seeds=(select,),
+      step=step,
+      out=whole.target / "selection" / str(step),
+      **{name: settings[name] for name in _SHARED if name in settings},
+    ).run()
+    by_replan = next(iter(content["success"].values()))
+    rates[step] = by_replan[str(R)]["overall"][str(K)]
+  best = choose(rates)
+  print(f"selection: step {best} of {', '.join(map(str, rates))}", flush=True)
+  chosen = {
+    "chosen": "by success on selection goals",
+    "first_seed": select,
+    "episodes_per_task": select_episodes,
+    "replan": R,
+    "num_tokens": K,
+    "success": {str(step): rate for step, rate in rates.items()},
+  }
+  return evaluation.Evaluation(workdir, suite_name, step=best, chosen=chosen, **settings).run()
+
+
+def choose(rates: Mapping[int, Mapping[str, float]]) -> int:
+  """Returns the step with the highest rate, the latest of equals."""
+  return max(rates, key=lambda step: (rates[step]["rate"], step))
