@@ -1,48 +1,76 @@
-r"""Compares tokenizers: trains or fits each at one budget, measures all alike, writes a report.
+r"""Compares tokenizers, or policies: trains all at one budget, measures alike, writes a report.
 
 Examples:
   python launch/compare.py tokenizers --data=DIR
   python launch/compare.py tokenizers --data=DIR --methods=oat,vq --seeds=0
   python launch/compare.py tokenizers --data=DIR --out=OUT --config.data.action_horizon=16 \
       --methods=oat,my_package.my_tokenizer --stages=train,report
+  python launch/compare.py policies --suite=metaworld/mt4 --observations=state --out=OUT
+  python launch/compare.py policies --methods=oat,regression --seeds=0,1 --print_commands
 
-Called again it reuses what is done; Ctrl-C stops it, and the same command goes on. Two of them may
-work in one OUT on different methods.
+Called again it reuses what is done; Ctrl-C stops it, and the same command goes on. Several may work
+in one OUT on different methods: --print_commands prints them, for a cluster.
 """
+
+import sys
 
 from absl import flags
 from ml_collections import config_flags
 
 import command
 
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/compare.py:mt4", "Config file.")
-_DATA = flags.DEFINE_string("data", None, "An RLDS dataset's directory.", required=True)
-_OUT = flags.DEFINE_string("out", "runs/compare", "Directory of runs and report.")
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "configs/compare.py:mt4, or configs/compare_policies.py:OBSERVATIONS, if unset."
+)
+_DATA = flags.DEFINE_string("data", None, "An RLDS dataset; policies collect their own if unset.")
+_OUT = flags.DEFINE_string("out", None, "Of runs and report; runs/compare, or runs/policies_....")
 _METHODS = flags.DEFINE_list(
-  "methods", [], "Names in the config, or dotted paths of modules; all of the config's if unset."
+  "methods", [], "Names in the config, all if unset; or dotted paths of tokenizers' modules."
 )
-_SEEDS = flags.DEFINE_list("seeds", [], "Of learned tokenizers; the config's if unset.")
-_SUITE = flags.DEFINE_string(
-  "suite", "", "Of the ceiling; by default the one that the dataset was collected in."
-)
-_STAGES = flags.DEFINE_list("stages", ["train", "model", "ceiling", "report"], "Stages to run.")
+_SEEDS = flags.DEFINE_list("seeds", [], "Of training; the config's if unset.")
+_SUITE = flags.DEFINE_string("suite", "", "Of simulation; the dataset's or config's if unset.")
+_OBSERVATIONS = flags.DEFINE_enum("observations", "state", ["state", "rgb"], "What policies see.")
+_STAGES = flags.DEFINE_list("stages", [], "Stages to run; all if unset.")
+_PRINT = flags.DEFINE_bool("print_commands", False, "Print the commands for a cluster instead.")
 
 
 def main(what: str) -> None:
   from oat_jax import config
   from oat_jax.study import compare
+  from oat_jax.study import compare_policies
 
-  config.choose(what, ("tokenizers",), "what")
-  compare.run(
-    _CONFIG.value,
-    _DATA.value,
-    _OUT.value,
-    methods=tuple(_METHODS.value),
-    seeds=command.integers(_SEEDS),
-    suite=_SUITE.value,
-    stages=tuple(_STAGES.value),
-  )
+  config.choose(what, ("tokenizers", "policies"), "what")
+  shared = {"methods": tuple(_METHODS.value), "seeds": command.integers(_SEEDS)}
+  if what == "tokenizers":
+    if not _DATA.value:
+      raise ValueError("--data is missing: the directory of an RLDS dataset")
+    stages = tuple(_STAGES.value) or compare.STAGES
+    out = _OUT.value or "runs/compare"
+    compare.run(_CONFIG.value, _DATA.value, out, suite=_SUITE.value, stages=stages, **shared)
+    return
+  values = _CONFIG.value
+  values.suite = _SUITE.value or values.suite
+  if _PRINT.value:
+    others = ("--print_commands", "--methods", "--seeds", "--stages")
+    kept = [arg for arg in sys.argv[1:] if arg.partition("=")[0] not in others]
+    common = ["python", "launch/compare.py", *kept]
+    print("\n".join(compare_policies.commands(values, common, **shared)))
+    return
+  stages = tuple(_STAGES.value) or compare_policies.STAGES
+  out = _OUT.value or f"runs/policies_{_OBSERVATIONS.value}"
+  compare_policies.run(values, out, data=_DATA.value or "", stages=stages, **shared)
+
+
+def with_config(argv: list[str]) -> list[str]:
+  """Adds the config that belongs to what is compared, where none is named."""
+  if any(arg.partition("=")[0] == "--config" for arg in argv):
+    return argv
+  prefix = "--observations="
+  seen = next((arg.removeprefix(prefix) for arg in argv if arg.startswith(prefix)), "state")
+  file = f"compare_policies.py:{seen}" if "policies" in argv else "compare.py:mt4"
+  return [argv[0], f"--config=configs/{file}", *argv[1:]]
 
 
 if __name__ == "__main__":
+  sys.argv = with_config(sys.argv)
   command.run(main, positional="what")

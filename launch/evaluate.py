@@ -27,6 +27,9 @@ _SELECT = flags.DEFINE_integer("select", None, "Choose the step on goals from th
 _SELECT_EPISODES = flags.DEFINE_integer("select_episodes", 10, "Selection episodes per task.")
 _TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "Of token sampling; 0 is greedy.")
 _TOP_K = flags.DEFINE_integer("top_k", 0, "Sample among the k most likely tokens; 0 is all.")
+_STOP = flags.DEFINE_string(
+  "stop", "", 'Or "refinement": chunks end early, num_tokens are those spent on average.'
+)
 _ENSEMBLE = flags.DEFINE_float(
   "ensemble", None, "Average overlapping chunks, weights exp(-ENSEMBLE * i), oldest i = 0, as ACT."
 )
@@ -54,6 +57,7 @@ def main() -> None:
     step=_STEP.value,
     temperature=_TEMPERATURE.value,
     top_k=_TOP_K.value,
+    stop=_STOP.value,
     ensemble=_ENSEMBLE.value,
     max_steps=_MAX_STEPS.value,
     processes=_PROCESSES.value,

@@ -128,9 +128,10 @@ def make(config: Config, spec: BatchSpec, statistics: Any, tokenizer: Tokenizer 
     )
   N, V = tokenizer.max_tokens, tokenizer.vocab_size
   bos = V
-  sizes = np.diff((0, *tokenizer.budgets)) if config.by_block else (1,) * N
+  sizes = np.diff((0, *tokenizer.budgets)).tolist() if config.by_block else [1] * N
   plan = decoding.blocks(sizes)
-  refines = config.refinement and tokenizer.prefix_decodable and len(tokenizer.budgets) > 1
+  at_budgets = tuple(np.cumsum(plan.sizes).tolist()) == tokenizer.budgets
+  refines = config.refinement and tokenizer.prefix_decodable and at_budgets and N > 1
   network = Network(config, spec, V, plan.sizes, refines)
   sample = (observation_lib.sample(spec), jnp.zeros((1, N), jnp.int32))
 
@@ -239,7 +240,7 @@ def make(config: Config, spec: BatchSpec, statistics: Any, tokenizer: Tokenizer 
     a row, (B,).
     """
     batch = prepared(params, batch)
-    logits_BNV, hidden_BND, tokens_BN = teacher_forced(params, batch, True)
+    logits_BNV, _, tokens_BN = teacher_forced(params, batch, True)
     cross_entropy_BN, right_BN, said_BN = scores(logits_BNV, tokens_BN)
     if tokenizer.pad_id is not None:
       right_BN = right_BN.sum(1) / said_BN.sum(1)

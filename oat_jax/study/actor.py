@@ -10,10 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from oat_jax import batch as batch_lib
+from oat_jax.data import pipeline
 from oat_jax.evaluate import rollout
+from oat_jax.policies import anytime
 from oat_jax.policies.policy import Policy
 from oat_jax.policies.policy import Sampling
 from oat_jax.tokenizers import tokenizer as tokenizer_lib
+from oat_jax.train import inputs
 from oat_jax.train import models
 
 
@@ -29,11 +32,11 @@ class PolicyActor:
     self.has_tokens = trained.tokenizer is not None
     self._params = jax.device_put(trained.params)
     self._key = jax.random.key(seed)
-    self._compiled: set[int] = set()  # batch sizes
+    self._compiled: set[tuple[int, bool]] = set()  # batch sizes, without and with a tolerance
 
-    def act(params, batch, key, call, num_tokens):
+    def act(params, batch, key, call, num_tokens, tolerance):
       key = jax.random.fold_in(key, call)
-      actions_BCA, info = policy.act(params, batch, key, num_tokens, sampling)
+      actions_BCA, info = policy.act(params, batch, key, num_tokens, sampling, tolerance)
       # One number for all rows, or one a row where rows stop on their own.
       spent = jnp.asarray(info.get("num_tokens", 0), jnp.int32)
       return actions_BCA, jnp.broadcast_to(spent, actions_BCA.shape[:1])
@@ -92,27 +95,55 @@ class PolicyActor:
       images[name] = observation[name]
     return images
 
-  def __call__(self, batch: dict[str, Any], num_tokens: int, call: int = 0) -> rollout.Acted:
+  def __call__(
+    self, batch: dict[str, Any], num_tokens: int, call: int = 0, tolerance: float | None = None
+  ) -> rollout.Acted:
     """Returns chunks decoded from the first `num_tokens` tokens; waits for them.
 
-    Another `call` draws other tokens, where sampling is random. Compilation is not in the time.
+    Another `call` draws other tokens, where sampling is random. With a tolerance rows end early:
+    see `Policy.act`. Compilation is not in the time.
     """
     batch_lib.check(batch, self.spec, batch_lib.ACTING)
     if self.has_tokens:
       tokenizer_lib.check_num_tokens(num_tokens, self.max_tokens)
     budget = np.int32(num_tokens) if self.has_tokens else None
-    arguments = (self._params, batch, self._key, np.uint32(call), budget)
-    if len(batch["dataset"]) not in self._compiled:
+    limit = None if tolerance is None else np.float32(tolerance)
+    arguments = (self._params, batch, self._key, np.uint32(call), budget, limit)
+    program = len(batch["dataset"]), tolerance is None
+    if program not in self._compiled:
       jax.block_until_ready(self._act(*arguments))
-      self._compiled.add(len(batch["dataset"]))
+      self._compiled.add(program)
     begin = time.perf_counter()
     actions_BCA, num_tokens_B = map(np.asarray, self._act(*arguments))
     return rollout.Acted(actions_BCA, num_tokens_B, 1e3 * (time.perf_counter() - begin))
 
-  def driver(self, tasks: Sequence[str], num_tokens: int) -> rollout.Act:
+  def driver(
+    self, tasks: Sequence[str], num_tokens: int, tolerance: float | None = None
+  ) -> rollout.Act:
     """Returns what `rollout.run` calls, for episodes of these tasks; every K has equal draws."""
     calls = itertools.count()
-    return lambda state, active_B: self(self.batch(state, tasks), num_tokens, next(calls))
+    return lambda state, active_B: self(
+      self.batch(state, tasks), num_tokens, next(calls), tolerance
+    )
+
+  def tolerances(self, mean_tokens: Sequence[int], most: int = 1024) -> dict[str, float]:
+    """Returns {K: the tolerance that spends K tokens on average}, on the run's held-out windows.
+
+    Args:
+      mean_tokens: each K.
+      most: windows that are looked at, evenly spaced.
+    """
+    windows = inputs.evenly(inputs.load(self.trained.config.data).validation, most)
+    policy: Any = self.trained.model
+    look = jax.jit(
+      lambda batch: policy.act(self._params, batch, self._key, None, Sampling(), np.float32(0))
+    )
+    rows = []
+    for batch, valid_B in pipeline.epoch(windows, min(256, len(windows))):
+      seen = {name: batch[name] for name in batch_lib.ACTING}
+      rows.append(np.asarray(look(seen)[1]["refinement_BX"])[valid_B])
+    expected_WX = np.concatenate(rows)
+    return {str(K): anytime.calibrate(expected_WX, policy.budgets, K) for K in mean_tokens}
 
 
 def ceiling_driver(env: Any, trained: models.Trained, num_tokens: int) -> rollout.Act:

@@ -6,14 +6,12 @@ and where; and `seconds.json`. What is done is reused, and several processes may
 different methods.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-import contextlib
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import difflib
 import json
 import os
 import pathlib
-import time
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +20,7 @@ from oat_jax import config as config_lib
 from oat_jax import tokenizers
 from oat_jax.envs import env as env_lib
 from oat_jax.evaluate import report
+from oat_jax.study import clock
 from oat_jax.study import compare_report
 from oat_jax.study import evaluation
 from oat_jax.study import measure
@@ -201,8 +200,7 @@ def training_runs(
   config: Config, methods: Sequence[str], data: str
 ) -> dict[str, train_config.Config]:
   """Returns the runs of the methods; everything that can be checked without data is."""
-  mixture = train_config.plain(config.data.mixture)
-  placed = dataclasses.asdict(dataclasses.replace(config.data, path=data, mixture=mixture))
+  placed = train_config.data_values(config.data) | {"path": data}
   freeze = lambda name: _freeze(config.methods[name], placed, f"config.methods.{name}")
   runs = {}
   for name in methods or config.methods:
@@ -294,7 +292,7 @@ def _facts(
 def _train(job: Job, held: measure.HeldOut) -> None:
   """Trains or fits a tokenizer, and measures it."""
   workdir = job.directory / "tokenizer"
-  with _clock(job.directory, workdir, job.run.steps):
+  with clock.of_run(workdir, job.run.steps):
     loop.train(job.run, workdir)
   trained = models.load(workdir)
   take = lambda: measure.tokenizer(trained, held.windows, held.units, held.executed)
@@ -306,7 +304,7 @@ def _model(job: Job, held: measure.HeldOut, policy: train_config.Config) -> None
   tokenizer, workdir = job.directory / "tokenizer", job.directory / "model"
   checkpoint.check_done(job.directory / "tokenizer", job.run.steps, "train")
   policy = dataclasses.replace(policy, tokenizer=str(tokenizer), seed=job.seed)
-  with _clock(job.directory, workdir, policy.steps):
+  with clock.of_run(workdir, policy.steps):
     loop.train(policy, workdir)
   trained = models.load(workdir)
   of = {"model": models.digest(trained), "policy": measure.plan(policy)} | held.of
@@ -337,27 +335,6 @@ def _ceiling(job: Job, suite: str, plan: Ceiling, shared: dict[Any, Any]) -> Non
     each.known.setdefault(expert, shared[expert])
   each.run()
   shared[expert] = each.known[expert]
-
-
-@contextlib.contextmanager
-def _clock(directory: pathlib.Path, workdir: pathlib.Path, steps: int) -> Iterator[None]:
-  """Adds the CPU seconds, of all threads, and wall seconds of a run to `seconds.json`.
-
-  A run that was stopped and goes on adds to what it took before; one that was killed has lost that.
-  """
-  now = lambda: {"cpu": time.process_time(), "wall": time.monotonic()}
-  since, saved = now(), checkpoint.steps(workdir)
-  try:
-    yield
-  finally:
-    if steps not in saved and workdir.exists():
-      path = directory / "seconds.json"
-      seconds = json.loads(path.read_text()) if path.exists() else {}
-      before = seconds.get(workdir.name, {}) if saved else {}
-      seconds[workdir.name] = {
-        name: round(before.get(name, 0.0) + value - since[name], 1) for name, value in now().items()
-      }
-      report.write_text(path, json.dumps(seconds, indent=2) + "\n")
 
 
 def _measured(job: Job, name: str, of: dict[str, Any], take: Callable[[], Any]) -> None:

@@ -26,7 +26,7 @@ _CHUNKS, _ROWS = 3, 512  # drawn, and among how many they are chosen
 
 def draw(target: pathlib.Path, methods: Mapping[str, Any]) -> list[tuple[str, str]]:
   """Draws the figures that need measurements only; returns (caption, file) of each."""
-  style = _styles(list(methods))
+  style = styles(list(methods))
   made = [("rate and distortion", "rate_distortion.png"), ("error by prefix", "prefixes.png")]
   _rate_distortion(target / made[0][1], methods, style)
   few = {name: each for name, each in methods.items() if each["facts"]["max_tokens"] <= _FEW}
@@ -39,7 +39,7 @@ def draw(target: pathlib.Path, methods: Mapping[str, Any]) -> list[tuple[str, st
   return made if few else [each for each in made if each[1] != "prefixes.png"]
 
 
-def _styles(names: list[str]) -> dict[str, dict[str, Any]]:
+def styles(names: list[str]) -> dict[str, dict[str, Any]]:
   families = list(dict.fromkeys(name.partition("_")[0] for name in names))
   styles = {}
   for f, family in enumerate(families):

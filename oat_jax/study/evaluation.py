@@ -11,6 +11,7 @@ import shutil
 from typing import Any
 
 import oat_jax
+from oat_jax import config as config_lib
 from oat_jax.envs import env as env_lib
 from oat_jax.envs import vector
 from oat_jax.evaluate import chunks
@@ -35,7 +36,7 @@ Setting = tuple[str, int, int]  # method, R, K
 # The facts that make two reports ones of the same evaluation.
 IDENTITY = (
   "model", "checkpoint", "suite", "episodes_per_task", "first_seeds", "max_steps", "sampling",
-  "ensemble", "render", "versions",
+  "stop", "ensemble", "render", "versions",
 )  # fmt: skip
 
 
@@ -67,6 +68,7 @@ class Evaluation:
     chosen: dict[str, Any] | None = None,
     temperature: float = 0.0,
     top_k: int = 0,
+    stop: str = "",
     ensemble: float | None = None,
     max_steps: int | None = None,
     processes: int | None = None,
@@ -88,6 +90,9 @@ class Evaluation:
       step: the checkpoint's step; the newest by default.
       chosen: how the step was chosen, noted in the report.
       temperature, top_k: how tokens are drawn.
+      stop: "", or "refinement": each chunk ends where further tokens are not expected to matter,
+        and num_tokens are those spent on average on the run's held-out windows, which tell the
+        tolerance.
       ensemble: m of `chunks.Ensemble`; None executes each chunk as it is.
       max_steps: control steps of an episode; the suite's by default.
       processes: of the simulator.
@@ -132,6 +137,9 @@ class Evaluation:
         f"{workdir} has actions of {trained.spec.action_dim} dimensions; "
         f"{suite_name} takes {suite.action_dim}"
       )
+    config_lib.choose(stop, ("", "refinement"), "stop")
+    if stop and (ceiling or not getattr(trained.model, "refines", False)):
+      raise ValueError(f"stop is 'refinement', but {workdir} has not learned refinements")
     goals.check_apart([("reported", first, first + episodes) for first in seeds])
     goals_are_new = goals.check_new(data.path, suite_name, seeds, episodes)
     if ensemble is not None:
@@ -155,6 +163,7 @@ class Evaluation:
       "goals_never_demonstrated": "checked" if goals_are_new else "not known here",
       "max_steps": suite.max_steps if max_steps is None else max_steps,
       "sampling": sampling._asdict(),
+      "stop": stop,
       "ensemble": ensemble,
       "render": None
       if not cameras
@@ -165,6 +174,7 @@ class Evaluation:
       "versions": versions(),
     }
     self._actor = None if ceiling else actor.PolicyActor(trained, sampling)
+    self._stop = stop
     self._ensemble, self._videos, self._video_camera = ensemble, videos, video_camera
     self.episodes, self.seeds = episodes, tuple(seeds)
     self._budgets = budgets
@@ -189,7 +199,7 @@ class Evaluation:
     for R in replans:
       if ceiling:
         self.settings.append(("expert", R, 0))
-      method = "ceiling" if ceiling else trained.config.model["name"]
+      method = "ceiling" if ceiling else trained.config.model["name"] + "+refinement" * bool(stop)
       self.settings += [(method, R, K) for K in budgets]
     exists = (self.target / "evaluation.json").exists()
     there: Any = self.content() if exists else None
@@ -201,10 +211,12 @@ class Evaluation:
       )
     self.known: dict[Setting, list[rollout.Episode]] = {}
     self._act_ms: dict[str, dict[str, float]] = {}
+    self._tolerances: dict[str, float] = {}
     self._restarts: list[dict[str, Any]] = []
     if exists and not self.replaces:
       self.known = _known(there, self._pairs)
       self._act_ms, self._restarts = there["facts"]["act_ms"], there["facts"]["restarts"]
+      self._tolerances = there["facts"]["tolerances"]
 
   @property
   def missing(self) -> list[Setting]:
@@ -228,7 +240,10 @@ class Evaluation:
       shutil.rmtree(self.target / "videos", ignore_errors=True)
     if missing:
       self.check_rendering()
-      if self._actor is not None:
+      if self._stop:
+        assert self._actor is not None, "checked before"
+        self._tolerances |= self._actor.tolerances(self._budgets)
+      elif self._actor is not None:
         unmeasured = [K for K in self._budgets if str(K) not in self._act_ms]
         measured = self._act_ms | actor.act_latency_ms(self._actor, unmeasured)
         self._act_ms = dict(sorted(measured.items(), key=lambda item: int(item[0])))
@@ -278,7 +293,10 @@ class Evaluation:
     ]
     rows = list(itertools.chain(*self.known.values()))
     report.write(
-      self.target, rows, self.facts | {"act_ms": self._act_ms, "restarts": self._restarts}
+      self.target,
+      rows,
+      self.facts
+      | {"act_ms": self._act_ms, "tolerances": self._tolerances, "restarts": self._restarts},
     )
     failed = self._failed(setting)
     if failed:
@@ -303,7 +321,10 @@ class Evaluation:
       return actor.expert_driver(env, R)
     if self._actor is None:
       return actor.ceiling_driver(env, self.trained, K)
-    return self._actor.driver([task for task, _ in self._pairs], K)
+    tasks = [task for task, _ in self._pairs]
+    if self._stop:
+      return self._actor.driver(tasks, self._actor.max_tokens, self._tolerances[str(K)])
+    return self._actor.driver(tasks, K)
 
 
 def _differences(there: Any, facts: dict[str, Any]) -> str:

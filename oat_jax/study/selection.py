@@ -9,7 +9,7 @@ from oat_jax.study import goals
 from oat_jax.train import checkpoint
 
 # Settings of an evaluation that hold for the choice too.
-_SHARED = ("temperature", "top_k", "ensemble", "max_steps", "processes", "replace")
+_SHARED = ("temperature", "top_k", "stop", "ensemble", "max_steps", "processes", "replace")
 
 
 def evaluate(

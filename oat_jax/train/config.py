@@ -183,6 +183,11 @@ def to_json(config: Config) -> dict[str, Any]:
   return plain(values | {"model": config.model})
 
 
+def data_values(data: Data) -> dict[str, Any]:
+  """Returns plain values of `config.data`, whatever kind of mapping its mixture is."""
+  return plain(dataclasses.asdict(dataclasses.replace(data, mixture=plain(data.mixture))))
+
+
 def plain(value: Any) -> Any:
   """ConfigDicts and tuples as dicts and lists, all the way down."""
   if hasattr(value, "items"):

@@ -124,7 +124,8 @@ def train(config: config_lib.Config, workdir: str | os.PathLike) -> pathlib.Path
     print(taken, end="", flush=True)
     if split.skipped and jax.process_index() == 0:
       (workdir / "skipped.json").write_text(json.dumps(split.skipped, indent=2) + "\n")
-    prepares = "" if tokenizer is None else f"{models.digest(tokenizer)} {getattr(model, 'refines', False)}"
+    refines = getattr(model, "refines", False)
+    prepares = "" if tokenizer is None else f"{models.digest(tokenizer)} {refines}"
     run = _Run(config, workdir, mesh, split, model, optimizer, shardings, prepares)
     if fitted:
       _fit(run)

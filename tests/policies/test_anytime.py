@@ -116,10 +116,10 @@ def test_refinement_ends_each_row_by_its_tolerance(policy, params, robot):
 def test_the_tolerance_is_the_smallest_that_keeps_the_mean(budgets):
   rng = np.random.default_rng(0)
   expected_WX = np.exp(rng.normal(-np.arange(4.0), 1, (50, 4)))
+  ends = lambda row, t: next((K for K, e in zip(budgets, row) if e <= t), budgets[-1])
+  mean = lambda t: np.mean([ends(row, t) for row in expected_WX])
   for wanted in (1.0, 1.7, 2.5, float(budgets[-1])):
     tolerance = anytime.calibrate(expected_WX, budgets, wanted)
-    mean = lambda t: np.mean([
-        next((K for K, e in zip(budgets, row) if e <= t), budgets[-1]) for row in expected_WX])  # fmt: skip
     assert mean(tolerance) <= wanted
     smaller = expected_WX[expected_WX < tolerance]
     assert not len(smaller) or mean(smaller.max()) > wanted

@@ -105,6 +105,7 @@ def test_one_by_one_a_token_depends_on_all_before_it(tokenizer, params):
   np.testing.assert_array_equal(single[:, :3], block[:, :3])  # fed alike so far
   assert not np.array_equal(single, block)
   assert policy.budgets == (1, 2, 4, 8)  # prefixes still end where the tokenizer's do
+  assert not policy.refines  # a change is known behind those only
 
 
 def test_blocks_that_shrink_are_refused(tokenizer):

@@ -1,0 +1,32 @@
+"""What a run took, over interruptions."""
+
+from collections.abc import Iterator
+import contextlib
+import json
+import pathlib
+import time
+
+from oat_jax.evaluate import report
+from oat_jax.train import checkpoint
+
+
+@contextlib.contextmanager
+def of_run(workdir: pathlib.Path, steps: int) -> Iterator[None]:
+  """Adds the CPU seconds, of all threads, and wall seconds of a run to `seconds.json`.
+
+  The file lies beside the working directory and holds {its name: {"cpu", "wall"}}. A run that was
+  stopped and goes on adds to what it took before; one that was killed has lost that.
+  """
+  now = lambda: {"cpu": time.process_time(), "wall": time.monotonic()}
+  since, saved = now(), checkpoint.steps(workdir)
+  try:
+    yield
+  finally:
+    if steps not in saved and workdir.exists():
+      path = workdir.parent / "seconds.json"
+      seconds = json.loads(path.read_text()) if path.exists() else {}
+      before = seconds.get(workdir.name, {}) if saved else {}
+      seconds[workdir.name] = {
+        name: round(before.get(name, 0.0) + value - since[name], 1) for name, value in now().items()
+      }
+      report.write_text(path, json.dumps(seconds, indent=2) + "\n")

@@ -1,0 +1,356 @@
+"""The comparison of policies: all methods trained at one budget, evaluated on the same goals.
+
+A directory OUT holds `data`, the demonstrations; `tokenizers/NAME/seedS` and `policies/NAME/seedS`,
+working directories; `evaluations/NAME/seedS`, reports, those of refinement in `refinement` below;
+`seconds.json` beside each run; and `report`. What is done is reused, and several processes may work
+in one OUT on different methods.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import difflib
+import json
+import os
+import pathlib
+import shlex
+from typing import Any, NamedTuple
+
+from oat_jax import config as config_lib
+from oat_jax import tokenizers
+from oat_jax.envs import collect
+from oat_jax.envs import env as env_lib
+from oat_jax.study import clock
+from oat_jax.study import evaluation
+from oat_jax.study import policies_report
+from oat_jax.train import checkpoint
+from oat_jax.train import config as train_config
+from oat_jax.train import inputs
+from oat_jax.train import loop
+from oat_jax.train import models
+
+STAGES = ("collect", "tokenizers", "policies", "evaluate", "report")
+
+
+@dataclasses.dataclass(frozen=True)
+class Collect:
+  episodes: int  # successes per task
+  noise: float
+  seed: int
+  cameras: tuple[str, ...] = ()
+  image_size: int = 84
+
+  def __post_init__(self):
+    config_lib.at_least(self.episodes, 2, "config.collect.episodes")
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+  episodes: int  # per task and setting
+  num_tokens: tuple[int, ...]  # K, where tokens are in order; else all tokens
+  replans: tuple[int, ...]
+  mean_tokens: tuple[int, ...]  # spent with `stop="refinement"`, where that is learned
+  max_steps: int
+
+  def __post_init__(self):
+    for name in ("episodes", "max_steps"):
+      config_lib.at_least(getattr(self, name), 1, f"config.evaluate.{name}")
+    for name in ("num_tokens", "replans"):
+      if not getattr(self, name):
+        raise ValueError(f"config.evaluate.{name} is empty; it needs at least one value")
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+  model: Mapping[str, Any]  # a policy's `config.model`
+  tokenizer: str = ""  # a name in `config.tokenizers`
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """Values of configs/compare_policies.py.
+
+  Steps, batch and optimiser are said once for all tokenizers and once for all policies, so the
+  budget is one.
+  """
+
+  suite: str
+  collect: Collect
+  data: train_config.Data  # of all runs
+  tokenizer: Mapping[str, Any]  # a tokenizer's run, whose `model` each of these takes the place of
+  tokenizers: Mapping[str, Any]  # name -> `config.model`
+  policy: Mapping[str, Any]
+  methods: Mapping[str, Any]  # name -> the values of a `Method`
+  evaluate: Evaluate
+  seeds: tuple[int, ...]
+  # Compared on the same goals: "METHOD" or "METHOD@K".
+  pairs: tuple[tuple[str, ...], ...]
+
+  def __post_init__(self):
+    for name in ("methods", "seeds"):
+      if not getattr(self, name):
+        raise ValueError(f"config.{name} is empty; it needs at least one")
+    for R in self.evaluate.replans:
+      config_lib.between(R, 1, self.data.action_horizon, "config.evaluate.replans")
+    for name in self.methods:
+      tokenizer = self.method(name).tokenizer
+      if tokenizer:
+        config_lib.choose(tokenizer, self.tokenizers, f"config.methods.{name}.tokenizer")
+    for pair in self.pairs:
+      if len(pair) != 2:
+        raise ValueError(f"config.pairs holds {pair}; each names two, e.g. ('oat@8', 'oat@4')")
+      for text in pair:
+        name, at, K = text.partition("@")
+        config_lib.choose(name, self.methods, "config.pairs")
+        if at and not K.isdecimal():
+          raise ValueError(f"config.pairs holds '{text}'; behind the @ stands a number of tokens")
+
+  def method(self, name: str) -> Method:
+    return config_lib.freeze(Method, self.methods[name], f"config.methods.{name}")
+
+
+class Job(NamedTuple):
+  """One run of a tokenizer or a policy."""
+
+  name: str
+  seed: int
+  run: train_config.Config
+  workdir: pathlib.Path
+
+
+def run(
+  values: Mapping[str, Any],
+  out: str | os.PathLike,
+  *,
+  data: str | os.PathLike = "",
+  methods: Sequence[str] = (),
+  seeds: Sequence[int] = (),
+  stages: Sequence[str] = STAGES,
+) -> pathlib.Path:
+  """Runs the stages that are not done yet.
+
+  Args:
+    values: of `Config`.
+    out: directory of demonstrations, runs, evaluations and the report.
+    data: an RLDS dataset of the suite, in place of OUT/data, which is collected.
+    methods: names of `config.methods`; all if empty. Their tokenizers are trained for them.
+    seeds: of training; `config.seeds` if empty.
+    stages: which ones; each needs those before it.
+
+  Returns:
+    the report's directory.
+
+  Raises:
+    ValueError, FileNotFoundError: what is asked for does not fit, or a directory holds another run.
+  """
+  config = config_lib.freeze(Config, values)
+  for stage in stages:
+    config_lib.choose(stage, STAGES, "stage")
+  env_lib.suite(config.suite)
+  out, chosen = pathlib.Path(out), check_methods(config, methods)
+  place = pathlib.Path(data) if data else out / "data"
+  make_jobs = lambda: jobs(config, place, out, chosen, tuple(seeds) or config.seeds)
+  for text in freeze_all(config, place, chosen):
+    print(text, flush=True)
+  if {"evaluate", "collect"} & set(stages):
+    env_lib.versions(config.suite)  # found out now that it is not installed, not behind hours
+  if "collect" in stages and not data:
+    print("\n== collect", flush=True)
+    c = config.collect
+    collect.collect(
+      config.suite,
+      c.episodes,
+      place,
+      seed=c.seed,
+      noise=c.noise,
+      cameras=c.cameras,
+      image_size=c.image_size,
+    )
+  of_tokenizers, of_policies = make_jobs()
+  actions: dict[str, tuple[list[Job], Callable[[Job], None]]] = {
+    "tokenizers": (of_tokenizers, _train),
+    "policies": (of_policies, _train),
+    "evaluate": (of_policies, lambda job: _evaluate(job, config, out)),
+  }
+  for stage, (todo, act) in actions.items():
+    for number, job in enumerate(todo if stage in stages else [], 1):
+      title = f"{stage} {number}/{len(todo)}: {job.name}, seed {job.seed}"
+      print(f"\n== {title}", flush=True)
+      act(job)
+  if "report" in stages:
+    print("\n== report", flush=True)
+    runs = {name: [job for job in of_policies if job.name == name] for name in chosen}
+    place_of = lambda job: (job.seed, job.workdir, evaluations(job, out))
+    policies_report.write(
+      out,
+      {name: [place_of(job) for job in of] for name, of in runs.items()},
+      pairs=config.pairs,
+      facts=_facts(config, place),
+    )
+  return out / "report"
+
+
+def check_methods(config: Config, methods: Sequence[str]) -> tuple[str, ...]:
+  """Returns the methods asked for; ValueError for one that there is not."""
+  for name in methods:
+    if name not in config.methods:
+      near = difflib.get_close_matches(name, config.methods, n=1)
+      hint = f"did you mean '{near[0]}'? " if near else ""
+      raise ValueError(f"there is no method '{name}'; {hint}known are {', '.join(config.methods)}")
+  return tuple(methods) or tuple(config.methods)
+
+
+def commands(
+  values: Mapping[str, Any],
+  common: Sequence[str],
+  *,
+  methods: Sequence[str] = (),
+  seeds: Sequence[int] = (),
+) -> list[str]:
+  """Returns shell commands that together do what `run` does, to be spread over machines.
+
+  The first makes the demonstrations; those between need it, and nothing of each other; the last
+  one, the report, needs all of them.
+
+  Args:
+    values: of `Config`.
+    common: what every command begins with.
+    methods, seeds: as in `run`.
+  """
+  config = config_lib.freeze(Config, values)
+  line = lambda *more: shlex.join([*common, *more])
+  chosen, seeds = check_methods(config, methods), tuple(seeds) or config.seeds
+  of_all = [f"--methods={','.join(chosen)}", f"--seeds={','.join(map(str, seeds))}"]
+  middle = [
+    line(f"--methods={name}", f"--seeds={seed}", "--stages=tokenizers,policies,evaluate")
+    for seed in seeds
+    for name in chosen
+  ]
+  return [line("--stages=collect"), *middle, line(*of_all, "--stages=report")]
+
+
+def freeze_all(config: Config, data: pathlib.Path, methods: Sequence[str]) -> list[str]:
+  """Checks all that can be checked without data, and returns a line for each method."""
+  lines = []
+  for name in methods:
+    method, run = config.method(name), _policy_run(config, name, data)
+    over = f" over {method.tokenizer}" if method.tokenizer else ""
+    budget = f"{run.steps:,} steps of {run.batch_size}"
+    lines.append(f"{name}: {method.model['name']}{over}, {budget}")
+    if method.tokenizer:
+      _tokenizer_run(config, method.tokenizer, data)
+  return lines
+
+
+def jobs(
+  config: Config,
+  data: pathlib.Path,
+  out: pathlib.Path,
+  methods: Sequence[str],
+  seeds: Sequence[int],
+) -> tuple[list[Job], list[Job]]:
+  """Returns the runs of tokenizers and those of policies; a fitted tokenizer has seed 0 only."""
+  frozen = {name: config.method(name) for name in methods}
+  needed = dict.fromkeys(each.tokenizer for each in frozen.values() if each.tokenizer)
+  of_tokenizers, of_policies, places = [], [], {}
+  spec = inputs.load(_policy_run(config, methods[0], data).data, images=False).train.spec
+  for name in needed:
+    run = _tokenizer_run(config, name, data)
+    fitted = tokenizers.make(run.model, spec).fit is not None
+    run = dataclasses.replace(run, steps=1) if fitted else run
+    for seed in seeds:
+      places[name, seed] = out / "tokenizers" / name / f"seed{0 if fitted else seed}"
+    for seed in (0,) if fitted else seeds:
+      job = dataclasses.replace(run, seed=seed)
+      of_tokenizers.append(Job(name, seed, job, out / "tokenizers" / name / f"seed{seed}"))
+  for name in methods:
+    for seed in seeds:
+      run = dataclasses.replace(_policy_run(config, name, data), seed=seed)
+      if frozen[name].tokenizer:
+        run = dataclasses.replace(run, tokenizer=str(places[frozen[name].tokenizer, seed]))
+      of_policies.append(Job(name, seed, run, out / "policies" / name / f"seed{seed}"))
+  return of_tokenizers, of_policies
+
+
+def evaluations(job: Job, out: pathlib.Path) -> pathlib.Path:
+  """Returns the directory of a policy's reports."""
+  return out / "evaluations" / job.name / f"seed{job.seed}"
+
+
+def _policy_run(config: Config, name: str, data: pathlib.Path) -> train_config.Config:
+  where = f"config.methods.{name}"
+  return _freeze(config, config.policy, config.method(name).model, data, "policy", where)
+
+
+def _tokenizer_run(config: Config, name: str, data: pathlib.Path) -> train_config.Config:
+  where, model = f"config.tokenizers.{name}", config.tokenizers[name]
+  run = _freeze(config, config.tokenizer, model, data, "tokenizer", where)
+  # A tokenizer is of actions alone, so it is the same whatever else a policy sees.
+  return dataclasses.replace(run, data=dataclasses.replace(run.data, cameras=()))
+
+
+def _freeze(
+  config: Config,
+  values: Mapping[str, Any],
+  model: Mapping[str, Any],
+  data: pathlib.Path,
+  kind: str,
+  where: str,
+) -> train_config.Config:
+  placed = train_config.data_values(config.data) | {"path": str(data)}
+  try:
+    run = train_config.freeze({**values, "model": model, "data": placed})
+    models.freeze_model(run)
+  except ValueError as error:
+    raise ValueError(f"{where}: {error}") from error
+  if run.kind != kind:
+    raise ValueError(f"config.{kind}.kind is '{run.kind}'; it must be '{kind}'")
+  return run
+
+
+def _train(job: Job) -> None:
+  if job.run.tokenizer:
+    tokenizer = models.read_description(job.run.tokenizer)["config"]
+    checkpoint.check_done(job.run.tokenizer, tokenizer["steps"], "tokenizers")
+  with clock.of_run(job.workdir, job.run.steps):
+    loop.train(job.run, job.workdir)
+
+
+def _evaluate(job: Job, config: Config, out: pathlib.Path) -> None:
+  """Evaluates fixed prefixes, and refinement where the policy has learned it."""
+  checkpoint.check_done(job.workdir, job.run.steps, "policies")
+  plan, target = config.evaluate, evaluations(job, out)
+  tokenizer = models.load(job.workdir).tokenizer
+  budgets: tuple[int, ...] = (1,)
+  if tokenizer is not None:
+    ordered = tokenizer.prefix_decodable
+    budgets = tuple(K for K in plan.num_tokens if K <= tokenizer.max_tokens) if ordered else ()
+    budgets = budgets or (tokenizer.max_tokens,)
+  settings: dict[str, Any] = {
+    "replans": plan.replans,
+    "episodes": plan.episodes,
+    "max_steps": plan.max_steps,
+    "replace": True,
+  }
+  make = lambda **more: evaluation.Evaluation(job.workdir, config.suite, **settings, **more)
+  make(num_tokens=budgets, out=target).run()
+  if plan.mean_tokens and getattr(models.load(job.workdir).model, "refines", False):
+    make(num_tokens=plan.mean_tokens, stop="refinement", out=target / "refinement").run()
+
+
+def _facts(config: Config, data: pathlib.Path) -> dict[str, Any]:
+  """What a reader must know to read the figures."""
+  collected = data / "collection.json"
+  budget = lambda run: (
+    {name: run[name] for name in ("steps", "batch_size")}
+    | {"optimizer": train_config.plain(run["optimizer"])}
+  )
+  return {
+    "suite": config.suite,
+    "demonstrations": json.loads(collected.read_text())["request"] if collected.exists() else {},
+    "observes": list(config.data.state) + [f"camera {name}" for name in config.data.cameras],
+    "action_horizon": config.data.action_horizon,
+    "policy": budget(config.policy),
+    "tokenizer": budget(config.tokenizer),
+    "evaluate": dataclasses.asdict(config.evaluate),
+    "versions": evaluation.versions(),
+  }
