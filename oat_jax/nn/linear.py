@@ -62,11 +62,12 @@ class Embed(nn.Module):
   vocab_size: int  # V
   width: int  # D
   axis: str = "vocab"  # the logical axis of V
+  stddev: float = 1.0
   dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, ids: jax.Array) -> jax.Array:
-    init = initializers.normal(self.axis, "embed", stddev=1.0)
+    init = initializers.normal(self.axis, "embed", stddev=self.stddev)
     table_VD = self.param("table", init, (self.vocab_size, self.width))
     # Gathered over fsdp before the lookup: XLA would otherwise exchange the looked-up rows one
     # batch row at a time.

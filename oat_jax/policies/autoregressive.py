@@ -27,6 +27,7 @@ from oat_jax.nn import partitioning
 from oat_jax.nn import transformer
 from oat_jax.perception import observation as observation_lib
 from oat_jax.policies import decoding
+from oat_jax.policies import vocabulary
 from oat_jax.policies.policy import Policy
 from oat_jax.policies.policy import Sampling
 from oat_jax.tokenizers import tokenizer as tokenizer_lib
@@ -49,6 +50,13 @@ class Config:
   mlp_ratio: int = 4
   dropout: float = 0.1
   by_block: bool = True  # whether the tokens of a block are generated at once, or one by one
+  # Whether tokens are also known by where they lie, where the tokenizer says so; see `vocabulary`.
+  geometry: bool = False
+  # Standard deviation, in steps between neighbouring tokens, by which targets are blurred; 0: none.
+  blur: float = 0.0
+  # Width of the two hidden layers of an MLP beside the attention, from the observation to what all
+  # positions begin with: attention hardly tells observations apart at first. 0: none.
+  shortcut: int = 0
   # Whether to learn how much tokens behind a prefix change, where the tokenizer's are in order.
   refinement: bool = True
   observation: observation_lib.Config = observation_lib.Config()
@@ -56,6 +64,8 @@ class Config:
 
   def __post_init__(self):
     config_lib.check_transformer(self, "layers")
+    for name in ("blur", "shortcut"):
+      config_lib.at_least(getattr(self, name), 0, f"config.model.{name}")
 
 
 class Network(nn.Module):
@@ -66,6 +76,7 @@ class Network(nn.Module):
   vocab_size: int  # V, without BOS
   block_sizes: tuple[int, ...]  # of N tokens
   refinement: bool = False
+  features_VF: Any = None  # numpy, of `vocabulary.features`
 
   def setup(self):
     c = self.config
@@ -73,7 +84,15 @@ class Network(nn.Module):
     padded = -(-(self.vocab_size + 1) // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
     self.ends_N = decoding.blocks(self.block_sizes).ends_N
     self.observe = observation_lib.Encoder(c.observation, self.spec, D, dtype)
-    self.embed_tokens = linear.Embed(padded, D, dtype=dtype)
+    known = self.features_VF is not None
+    self.embed_tokens = linear.Embed(padded, D, dtype=dtype, stddev=0.3 if known else 1.0)
+    if known:
+      F = self.features_VF.shape[1]
+      self.padded_VF = np.pad(self.features_VF, ((0, padded - self.vocab_size), (0, 0)))
+      self.from_features = linear.Linear(D, dtype=dtype)
+      self.to_features = linear.Linear(F, "embed", None, scale=0.1)
+    if c.shortcut:
+      self.to_positions = linear.MLP(c.shortcut, D, dtype=dtype)
     positions = initializers.normal(None, "embed", stddev=1.0)
     self.positions_ND = self.param("positions", positions, (len(self.ends_N), D))
     self.transformer = transformer.Transformer(
@@ -85,8 +104,13 @@ class Network(nn.Module):
       self.refine_out = linear.Linear(1, "mlp", None)
 
   def memory(self, seen, deterministic=True):
-    """Returns the cross-attention's keys and values: the cost of looking, paid once a chunk."""
-    return self.transformer.memory(self.observe(seen, deterministic))
+    """Returns keys and values, and what positions begin with (B, 1, D): paid once a chunk."""
+    x_BMD = self.observe(seen, deterministic)
+    begin_B1D = jnp.zeros((), x_BMD.dtype)
+    if self.config.shortcut:  # from the steps' tokens, which come first; not from patches
+      steps_BX = x_BMD[:, : self.spec.observation_steps].reshape(x_BMD.shape[0], -1)
+      begin_B1D = self.to_positions(steps_BX)[:, None]
+    return self.transformer.memory(x_BMD), begin_B1D
 
   def empty_cache(self, batch_size):
     return self.transformer.empty_cache(batch_size, len(self.ends_N))
@@ -95,20 +119,31 @@ class Network(nn.Module):
     """Feeds M positions from `index` on; returns (logits_BMV of their tokens, hidden, cache)."""
     M, N = fed_BM.shape[1], len(self.ends_N)
     slice_M = lambda x: jax.lax.dynamic_slice_in_dim(x, index, M)
-    x_BMD = self.embed_tokens(fed_BM) + slice_M(self.positions_ND).astype(self.embed_tokens.dtype)
+    memory, begin_B1D = memory
+    x_BMD = self.embed(fed_BM) + slice_M(self.positions_ND).astype(self.embed_tokens.dtype)
+    x_BMD += begin_B1D
     mask_1MS = (jnp.arange(M if cache is None else N) < slice_M(self.ends_N)[:, None])[None]
     x_BMD, cache = self.transformer(
       x_BMD, mask_1MS, memory=memory, cache=cache, index=index, deterministic=deterministic
     )
     x_BMD = x_BMD.astype(jnp.float32)
-    return self.to_logits(x_BMD)[..., : self.vocab_size], x_BMD, cache
+    logits_BMV = self.to_logits(x_BMD)[..., : self.vocab_size]
+    if self.features_VF is not None:
+      logits_BMV += self.to_features(x_BMD) @ self.features_VF.T
+    return logits_BMV, x_BMD, cache
+
+  def embed(self, tokens_BM):
+    x_BMD = self.embed_tokens(tokens_BM)
+    if self.features_VF is None:
+      return x_BMD
+    return x_BMD + self.from_features(jnp.asarray(self.padded_VF)[tokens_BM])
 
   def log_refinement(self, hidden_BMD, tokens_BM):
     """Returns (B, M): log of the mean squared change still to come behind tokens; see `loss`.
 
     No gradient passes into what it is computed from.
     """
-    x_BMX = jnp.concatenate([hidden_BMD, self.embed_tokens(tokens_BM).astype(jnp.float32)], -1)
+    x_BMX = jnp.concatenate([hidden_BMD, self.embed(tokens_BM).astype(jnp.float32)], -1)
     return self.refine_out(nn.gelu(self.refine_in(jax.lax.stop_gradient(x_BMX))))[..., 0]
 
   def __call__(self, seen, fed_BN, deterministic=True):
@@ -132,7 +167,11 @@ def make(config: Config, spec: BatchSpec, statistics: Any, tokenizer: Tokenizer 
   plan = decoding.blocks(sizes)
   at_budgets = tuple(np.cumsum(plan.sizes).tolist()) == tokenizer.budgets
   refines = config.refinement and tokenizer.prefix_decodable and at_budgets and N > 1
-  network = Network(config, spec, V, plan.sizes, refines)
+  known = tokenizer.coordinates
+  features_VF = vocabulary.features(known) if config.geometry and known is not None else None
+  blurred = config.blur and known is not None
+  blurred_VV = vocabulary.neighbours(known, config.blur) if blurred else None
+  network = Network(config, spec, V, plan.sizes, refines, features_VF)
   sample = (observation_lib.sample(spec), jnp.zeros((1, N), jnp.int32))
 
   def init(key, tokenizer_params):
@@ -210,12 +249,16 @@ def make(config: Config, spec: BatchSpec, statistics: Any, tokenizer: Tokenizer 
   def loss(params, batch, key):
     """Mean cross-entropy over the tokens, up to the first pad where lengths vary.
 
+    With `blur` a token's neighbours count as it does, the less the farther away.
     Where refinements are learned, the negative log-likelihood of the change behind a block, taken
     as exponentially distributed, is added: its minimum is at the mean, on any scale.
     """
     batch = prepared(params, batch)
     logits_BNV, hidden_BND, tokens_BN = teacher_forced(params, batch, False, key)
     cross_entropy_BN, right_BN, said_BN = scores(logits_BNV, tokens_BN)
+    if blurred_VV is not None:
+      targets_BNV = jnp.asarray(blurred_VV)[tokens_BN]
+      cross_entropy_BN = said_BN * optax.softmax_cross_entropy(logits_BNV, targets_BNV)
     total = cross_entropy_BN.sum() / said_BN.sum()
     aux = {
       "token_accuracy": right_BN.sum() / said_BN.sum(),

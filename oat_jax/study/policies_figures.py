@@ -1,6 +1,6 @@
 """The figures of the comparison of policies."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import pathlib
 from typing import Any
 
@@ -20,10 +20,14 @@ def draw(target: pathlib.Path, settings: Settings) -> list[tuple[str, str]]:
   style = compare_figures.styles(list(dict.fromkeys(each["method"] for each in settings)))
   made = [("success by method", "success.png")]
   _success(target / "success.png", settings, style)
-  if any(each["num_tokens"] for each in settings):
-    made.append(("success against tokens", "tokens.png"))
-    label = "milliseconds from observation to chunk, batch 1, median"
-    _curves(target / "milliseconds.png", settings, style, label, lambda s: s["act_ms"])
+  curves = {
+    "tokens": "tokens spent on a chunk, mean",
+    "milliseconds": "milliseconds from observation to chunk, batch 1, median",
+  }
+  for (name, label), key in zip(curves.items(), ("tokens", "act_ms")):
+    if any(each[key] for each in settings):
+      made.append((f"success against {name}", f"{name}.png"))
+      _curves(target / f"{name}.png", settings, style, label, key)
   return made
 
 
@@ -71,14 +75,14 @@ def _curves(
   settings: Settings,
   style: Mapping[str, Any],
   label: str,
-  place: Callable[[Mapping[str, Any]], float | None],
+  key: str,
 ) -> None:
   """Success over what it costs: a curve of prefixes for each method; stars: refinement."""
   replans = _replans(settings)
   figure, axes = plt.subplots(
     1, len(replans), figsize=(4.6 * len(replans), 3.9), squeeze=False, sharey=True
   )
-  drawn = [each for each in settings if place(each)]
+  drawn = [each for each in settings if each[key]]
   for axis, R in zip(axes.flat, replans):
     for name in dict.fromkeys(each["method"] for each in drawn):
       for refinement in (False, True):
@@ -89,10 +93,12 @@ def _curves(
         look = dict(style[name])
         if refinement:
           look |= {"marker": "*", "ms": 11, "ls": "", "label": f"{name}, refinement"}
-        x = [place(each) for each in own]
+        x = [each[key] for each in own]
         axis.errorbar(x, rate, around, capsize=2, lw=1.3, elinewidth=0.7, **look)
     axis.set_xscale("log")
-    ticks = [t for t in (0.5, 1, 2, 4, 8, 16, 32, 64, 128) if _inside(t, map(place, drawn))]
+    ticks = [
+      t for t in (0.5, 1, 2, 4, 8, 16, 32, 64, 128) if _inside(t, [each[key] for each in drawn])
+    ]
     axis.set_xticks(ticks, [f"{t:g}" for t in ticks])
     axis.minorticks_off()
     axis.set(xlabel=label, ylim=(0, 100))
@@ -107,9 +113,8 @@ def _curves(
   _save(figure, path)
 
 
-def _inside(tick: float, values: Any) -> bool:
-  found = [value for value in values if value]
-  return 0.8 * min(found) <= tick <= 1.25 * max(found)
+def _inside(tick: float, values: Sequence[float]) -> bool:
+  return 0.8 * min(values) <= tick <= 1.25 * max(values)
 
 
 def _save(figure: Any, path: pathlib.Path) -> None:

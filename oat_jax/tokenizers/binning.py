@@ -86,7 +86,15 @@ def make(config: Config, spec: BatchSpec, statistics: tokenizer_lib.Statistics |
     said_CA = (jnp.arange(C * A) < num_tokens).reshape(C, A)
     return jnp.where(said_CA, x_BCA, _rows(known["mean"], dataset_B))
 
-  return Tokenizer(encode=encode, decode=decode, spec=spec, vocab_size=V, max_tokens=C * A, fit=fit)
+  return Tokenizer(
+    encode=encode,
+    decode=decode,
+    spec=spec,
+    vocab_size=V,
+    max_tokens=C * A,
+    coordinates=np.linspace(-1, 1, V, dtype=np.float32)[:, None],
+    fit=fit,
+  )
 
 
 def _rows(x: jax.Array, dataset_B: jax.Array | None) -> jax.Array:

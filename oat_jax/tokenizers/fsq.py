@@ -50,6 +50,13 @@ def codes(token_ids: jax.Array, levels: Levels) -> jax.Array:
   return (digits - half) / half.astype(np.float32)
 
 
+def coordinates(levels: Levels) -> np.ndarray:
+  """Returns the grid points (V, D_l) of all ids, float32."""
+  half = np.asarray(levels) // 2
+  digits = np.arange(codebook_size(levels))[:, None] // _basis(levels) % np.asarray(levels)
+  return ((digits - half) / half).astype(np.float32)
+
+
 def count_used(codes: jax.Array, levels: Levels) -> jax.Array:
   """Returns how many different codes occur among grid points (..., D_l)."""
   used_V = jnp.zeros(codebook_size(levels), bool).at[ids(codes, levels).reshape(-1)].set(True)

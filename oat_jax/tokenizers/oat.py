@@ -263,6 +263,7 @@ def make(config: Config, spec: BatchSpec, statistics: tokenizer_lib.Statistics |
     loss=loss,
     spec=spec,
     vocab_size=fsq.codebook_size(config.levels),
+    coordinates=fsq.coordinates(config.levels),
     max_tokens=N,
     prefix_decodable=config.nested_dropout not in ("random_subsets", "none")
     and config.keep_all < 1,

@@ -166,5 +166,6 @@ def make(config: Config, spec: BatchSpec, statistics: tokenizer_lib.Statistics |
     loss=loss,
     spec=spec,
     vocab_size=fsq.codebook_size(config.levels),
+    coordinates=fsq.coordinates(config.levels),
     max_tokens=N,
   )

@@ -63,6 +63,8 @@ class Tokenizer(NamedTuple):
       something that the tokens do not say; None where every sequence says a chunk.
     budgets: the prefix lengths that decode differently; a num_tokens between two of them counts as
       the lower one. They begin with 1 and end with max_tokens; all between, if empty.
+    coordinates: float32 (V, L) numpy: where ids lie, so that near ones mean nearly the same at
+      every position; None where they do not.
     evaluate: (params, batch) -> {"mse": (B, N) of chunks decoded from the first 1 .. N tokens, in
       normalised units, "tokens": (B, N)}.
     config: the values that it was made from.
@@ -83,6 +85,7 @@ class Tokenizer(NamedTuple):
   pad_id: int | None = None
   decodable: Any = None
   budgets: tuple[int, ...] = ()
+  coordinates: Any = None
   evaluate: Any = None
   config: Mapping[str, Any] = {}
 
