@@ -1,12 +1,14 @@
 """What a batch is, said once: the names, shapes, dtypes and ranges that every room agrees on.
 
 A batch is a nested dict, numpy on the host and jax arrays inside a step. Axis letters: B batch, T
-observation steps, C chunk steps, A action dims, S state dims, N tokens.
+observation steps, C chunk steps, A action dims, S state dims, N tokens, E language dims.
 
   observation
     image_<camera>    uint8   (B, T, height, width, 3)  RGB; for every camera of the spec
     state             float32 (B, T, S)  dataset units, oldest step first
     task              int32   (B,)       index of the task's name in `BatchSpec.task_names`
+    language          float32 (B, E)     an embedding of the instruction; where a batch lacks it,
+                                         it is the task's own, which the policy's parameters hold
   observation_mask    bool    (B, T)     false where the episode had not begun yet
   actions             float32 (B, C, A)  dataset units; the newest observation's action first
   action_mask         bool    (B, C)     false on padding behind the episode's end
@@ -37,6 +39,7 @@ class BatchSpec:
   task_names: tuple[str, ...] = ("",)
   num_datasets: int = 1
   cameras: tuple[tuple[str, int, int], ...] = ()  # name, height, width
+  language_dim: int = 0  # E; 0 where policies are told the task, but no instruction
   # What columns of the actions and numbers of datasets mean; () where nobody says.
   action_names: tuple[str, ...] = ()
   dataset_names: tuple[str, ...] = ()
@@ -56,6 +59,8 @@ class BatchSpec:
     ):
       if getattr(self, name) < 1:
         raise ValueError(f"BatchSpec.{name} is {getattr(self, name)}; it must be at least 1")
+    if self.language_dim < 0:
+      raise ValueError(f"BatchSpec.language_dim is {self.language_dim}; it must be at least 0")
     # Read back from JSON they are lists.
     for name in ("task_names", "action_names", "dataset_names"):
       object.__setattr__(self, name, tuple(getattr(self, name)))
@@ -65,11 +70,13 @@ class BatchSpec:
 def shapes(spec: BatchSpec, batch_size: int) -> dict[str, Any]:
   """Returns the batch's structure with a `(shape, dtype)` pair at every leaf."""
   B, T, C = batch_size, spec.observation_steps, spec.action_horizon
+  language = {"language": ((B, spec.language_dim), np.dtype(np.float32))}
   return {
     "observation": {
       **{f"image_{name}": ((B, T, h, w, 3), np.dtype(np.uint8)) for name, h, w in spec.cameras},
       "state": ((B, T, spec.state_dim), np.dtype(np.float32)),
       "task": ((B,), np.dtype(np.int32)),
+      **(language if spec.language_dim else {}),
     },
     "observation_mask": ((B, T), np.dtype(bool)),
     "actions": ((B, C, spec.action_dim), np.dtype(np.float32)),
@@ -96,11 +103,13 @@ def fake(spec: BatchSpec, batch_size: int, seed: int = 0) -> dict[str, Any]:
     for name, leaf in like["observation"].items()
     if name.startswith("image_")
   }
+  language = {"language": floats(like["observation"]["language"])} if spec.language_dim else {}
   return {
     "observation": {
       **images,
       "state": floats(like["observation"]["state"]),
       "task": rng.integers(0, spec.num_tasks, batch_size, np.int32),
+      **language,
     },
     "observation_mask": prefix_mask(like["observation_mask"][0])[:, ::-1],
     "actions": floats(like["actions"]),
@@ -127,6 +136,8 @@ def check(batch: Batch, spec: BatchSpec, names: tuple[str, ...] | None = None) -
     for name, leaf in like.items():
       where = f"{path}{name}"
       if name not in got:
+        if where == "observation/language":  # policies hold their tasks'
+          continue
         raise ValueError(f"batch has no '{where}'; it holds {sorted(got)}")
       value = got[name]
       if isinstance(leaf, dict):

@@ -106,3 +106,18 @@ def test_a_spec_has_no_empty_axis():
       dataclasses.replace(SPEC, **{name: 0})
   with pytest.raises(ValueError, match="num_tasks"):
     dataclasses.replace(SPEC, task_names=())
+
+
+def test_batches_may_lack_the_language_but_not_hold_another():
+  spec = tiny.spec(language_dim=3)
+  batch = batch_lib.fake(spec, 4)
+  batch_lib.check(batch, spec)
+  for bad, message in (
+    (np.zeros((4, 2), np.float32), r"float32\[4, 2\]; expected float32\[4, 3\]"),
+    (np.full((4, 3), np.nan, np.float32), "'observation/language' holds NaN"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      batch_lib.check(batch | {"observation": batch["observation"] | {"language": bad}}, spec)
+  del batch["observation"]["language"]
+  batch_lib.check(batch, spec)
+  assert "language" not in batch_lib.fake(tiny.spec(), 1)["observation"]

@@ -64,7 +64,7 @@ class Directory(NamedTuple):
       if found is not None:
         problem = f"'{below}{name}' is {found.kind}"
       known = [f.name for f in self.features.values() if f.kind == kind]
-      if kind != "text":
+      if kind != "text" and below:
         known = [known_name for known_name in known if known_name.startswith("steps/")]
       known = ", ".join(sorted(known_name.removeprefix("steps/") for known_name in known))
       raise ValueError(

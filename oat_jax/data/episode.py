@@ -3,7 +3,7 @@
 A record stores its steps feature by feature, all steps of a feature in one flat list, so an
 episode's actions are one reshape away, and a frame nobody asks for costs no more than its length.
 
-Axis letters: L steps of the episode, A action dims, S state dims.
+Axis letters: L steps of the episode, A action dims, S state dims, D language dims.
 """
 
 import math
@@ -28,6 +28,7 @@ class Wanted(NamedTuple):
   numeric: dict[str, directory_lib.Feature]  # by the path that the standard uses
   cameras: dict[str, directory_lib.Feature]  # by the camera's name
   task: directory_lib.Feature | None
+  language: directory_lib.Feature | None = None
 
 
 class Episode(NamedTuple):
@@ -38,10 +39,19 @@ class Episode(NamedTuple):
   tasks: list[str]  # one, or one a step
   spans_L2: dict[str, np.ndarray]  # by camera, uint32: first byte within the payload, length
   sizes: dict[str, tuple[int, int]]  # by camera: height, width
+  language_LD: np.ndarray | None = None  # float32; one row where the episode has one embedding
 
 
-def wanted(directory: directory_lib.Directory, standard: standardize.Standard) -> Wanted:
-  """Finds a standard's features in a directory; ValueError lists what it has instead."""
+def wanted(
+  directory: directory_lib.Directory, standard: standardize.Standard, language: str = ""
+) -> Wanted:
+  """Finds features in a directory; ValueError lists what it has instead.
+
+  Args:
+    directory: the dataset.
+    standard: what becomes actions, states, tasks and frames.
+    language: the numeric feature that embeds the instruction; none if "".
+  """
   # A camera without a feature is black in every frame: this dataset lacks it, others have it.
   cameras = {name: directory.find(path, "image") for name, path in standard.cameras if path}
   for name, feature in cameras.items():
@@ -57,6 +67,7 @@ def wanted(directory: directory_lib.Directory, standard: standardize.Standard) -
     {path: directory.find(path, "numeric") for path in standard.features},
     cameras,
     directory.find(standard.task, "text") if standard.task else None,
+    directory.find(language, "numeric") if language else None,
   )
 
 
@@ -69,17 +80,17 @@ def parse(payload: Any, features: Wanted) -> Episode:
       names feature and step.
   """
   leaves = [*features.numeric.values(), *features.cameras.values()]
-  leaves += [features.task] if features.task else []
+  leaves += [leaf for leaf in (features.task, features.language) if leaf]
   spans = tfrecord.parse_example(payload, {name for leaf in leaves for name in _stored(leaf)})
   values = {path: _values(payload, spans, leaf) for path, leaf in features.numeric.items()}
   lengths = {leaf.name: len(values[path]) for path, leaf in features.numeric.items()}
-  tasks = [""]
+  tasks, language_LD = [""], None
   if features.task:
     tasks = _texts(payload, spans, features.task.name)
-    if features.task.name.startswith("steps/"):
-      lengths[features.task.name] = len(tasks)
-    elif len(tasks) != 1:
-      raise ValueError(f"'{features.task.name}' holds {len(tasks)} texts; an episode has one")
+    lengths |= _length(features.task, len(tasks), "texts")
+  if features.language:
+    language_LD = _values(payload, spans, features.language)
+    lengths |= _length(features.language, len(language_LD), "embeddings")
   frames = {}
   for camera, leaf in features.cameras.items():
     frames[camera] = tfrecord.bytes_spans(payload, *_bytes(spans, leaf)[1:])
@@ -109,7 +120,16 @@ def parse(payload: Any, features: Wanted) -> Episode:
       raise ValueError(
         f"standardised {name} are {array[step, dim]} at step {step}, dimension {dim}"
       )
-  return Episode(actions_LA, states_LS, tasks, spans_L2, sizes)
+  return Episode(actions_LA, states_LS, tasks, spans_L2, sizes, language_LD)
+
+
+def _length(leaf: directory_lib.Feature, count: int, what: str) -> dict[str, int]:
+  """Returns the number of steps that a feature says; {} for an episode's own, which has one."""
+  if leaf.name.startswith("steps/"):
+    return {leaf.name: count}
+  if count != 1:
+    raise ValueError(f"'{leaf.name}' holds {count} {what}; an episode has one")
+  return {}
 
 
 def _values(

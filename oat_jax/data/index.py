@@ -5,7 +5,8 @@ shapes. It is keyed on the shards' names, sizes and modification times and on th
 made under another name and renamed when whole, so that a reader sees all of it or nothing; a
 process that wants what another one is making waits for it.
 
-Axis letters: L all steps of all episodes concatenated, E episodes, A action dims, S state dims.
+Axis letters: L all steps of all episodes concatenated, E episodes, A action dims, S state dims,
+R distinct language embeddings, D numbers of each.
 """
 
 from collections.abc import Iterator
@@ -54,6 +55,7 @@ def open_index(
   cache: pathlib.Path,
   on_error: str = "raise",
   progress: bool = True,
+  language: str = "",
 ) -> Index:
   """Opens the index of a split; builds it first where the cache has none that holds.
 
@@ -64,6 +66,7 @@ def open_index(
     cache: the cache's directory, made if there is none.
     on_error: "raise", or "skip" to leave out episodes that cannot be read and list them.
     progress: whether to show a progress bar once building has taken two seconds.
+    language: the feature that embeds the instruction; none if "".
 
   Raises:
     ValueError, FileNotFoundError: the dataset cannot be read; the message names file, record, step
@@ -72,9 +75,9 @@ def open_index(
   """
   if on_error not in ("raise", "skip"):
     raise ValueError(f"on_error is '{on_error}'; it must be 'raise' or 'skip'")
-  features = episode_lib.wanted(directory, standard)
+  features = episode_lib.wanted(directory, standard, language)
   shards = directory.shards(split)
-  key = _key(directory, split, shards, standard, on_error)
+  key = _key(directory, split, shards, standard, on_error, language)
   name = f"{directory.name}-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}"
   entry = cache / "index" / name
   with cache_errors(cache):
@@ -135,6 +138,7 @@ def _key(
   shards: list[directory_lib.Shard],
   standard: standardize.Standard,
   on_error: str,
+  language: str = "",
 ) -> dict[str, Any]:
   """Returns all that the contents of an index depend on."""
   files = [directory.path / "features.json", directory.path / "dataset_info.json"]
@@ -154,6 +158,8 @@ def _key(
   if standard.name in standardize.STANDARDS:  # whose meaning is its code
     source = pathlib.Path(standardize.__file__).read_bytes()
     key["source"] = hashlib.sha256(source).hexdigest()
+  if language:  # and only then: entries without it are those of older versions
+    key["language"] = language
   return key
 
 
@@ -251,7 +257,10 @@ def _records(shard: directory_lib.Shard, file_format: str) -> Iterator[tuple[int
 
 
 class _Writer:
-  """Appends episodes to an entry's files; memory holds what grows with episodes, not with steps."""
+  """Appends episodes to an entry's files.
+
+  Memory holds what grows with episodes and with distinct embeddings, not with steps.
+  """
 
   def __init__(self, out: pathlib.Path):
     self._out = out
@@ -261,12 +270,15 @@ class _Writer:
     self._places: list[tuple[int, int, int]] = []
     self._tasks: dict[str, int] = {}  # by first appearance
     self._sizes: dict[str, dict[tuple[int, int], int]] = {}  # by camera: size -> first episode
+    self._language: dict[bytes, int] = {}  # an embedding's hash -> its row
     self.skipped: list[str] = []
 
   def append(self, file: int, number: int, first: int, episode: episode_lib.Episode) -> None:
     """Adds an episode; ValueError, with nothing added, where it does not fit those before it."""
     arrays = {"actions": episode.actions_LA, "states": episode.states_LS}
     arrays |= {f"camera_{camera}": spans_L2 for camera, spans_L2 in episode.spans_L2.items()}
+    if episode.language_LD is not None:
+      arrays["language"] = episode.language_LD
     for name, array in arrays.items():
       dtype, shape = self._shapes.get(name, (array.dtype.str, array.shape))
       if (array.dtype.str, array.shape[1:]) != (dtype, tuple(shape[1:])):
@@ -277,12 +289,28 @@ class _Writer:
     length = len(episode.actions_LA)
     ids = np.array([self._tasks.setdefault(task, len(self._tasks)) for task in episode.tasks])
     arrays["tasks"] = np.broadcast_to(ids.astype(np.int32), (length,))
+    if "language" in arrays:
+      arrays["language"], rows_L = self._distinct(arrays["language"])
+      arrays["language_rows"] = np.broadcast_to(rows_L, (length,))
     for name, array in arrays.items():
       self._write(name, array)
     for camera, size in episode.sizes.items():
       self._sizes.setdefault(camera, {}).setdefault(size, len(self._lengths))
     self._lengths.append(length)
     self._places.append((file, number, first))
+
+  def _distinct(self, language_LD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the embeddings not seen before (R, D), and the row of each, int32 (L,)."""
+    changes = np.flatnonzero((language_LD[1:] != language_LD[:-1]).any(1)) + 1
+    begins, rows, fresh = [0, *changes.tolist()], [], []
+    for begin in begins:
+      key = hashlib.sha256(language_LD[begin].tobytes()).digest()
+      if key not in self._language:
+        self._language[key] = len(self._language)
+        fresh.append(begin)
+      rows.append(self._language[key])
+    repeats = np.diff([*begins, len(language_LD)])
+    return language_LD[fresh], np.repeat(np.array(rows, np.int32), repeats)
 
   def _write(self, name: str, array: np.ndarray) -> None:
     array = np.ascontiguousarray(array)

@@ -47,7 +47,7 @@ class Mixture:
     return np.concatenate(parts)
 
   def without_images(self) -> "Mixture":
-    """Returns the same windows, whose batches hold no frames."""
+    """Returns the same windows, whose batches hold neither frames nor language."""
     return Mixture([source.without_images() for source in self._sources])
 
   def digest(self) -> str:

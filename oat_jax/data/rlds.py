@@ -3,7 +3,8 @@
 Numbers become flat arrays, mapped from the index cache; images stay in the shards and are decoded
 when a window asks for them. See RLDS (arXiv 2111.02767) and Open X-Embodiment (arXiv 2310.08864).
 
-Axis letters: L all steps of all episodes concatenated, E episodes, A action dims, S state dims.
+Axis letters: L all steps of all episodes concatenated, E episodes, A action dims, S state dims,
+R distinct language embeddings, D numbers of each.
 """
 
 from collections.abc import Mapping
@@ -40,6 +41,8 @@ class Episodes(NamedTuple):
   skipped: tuple[str, ...] = ()  # one reason for every episode left out
   fingerprint: str = ""  # equal for equal contents only
   cache: pathlib.Path | None = None  # the index's entry; statistics are kept there too
+  language_RD: np.ndarray | None = None  # float32, where embeddings of instructions were wanted
+  language_rows_L: np.ndarray | None = None  # int32, index into language_RD
 
   def __reduce__(self) -> Any:
     # A worker process maps the index anew, instead of getting a copy of it.
@@ -67,6 +70,7 @@ def read(
   split: str = "train",
   standard: standardize.Standard = _PLAIN,
   *,
+  language: str = "",
   image_size: tuple[int, int] | None = None,
   on_error: str = "raise",
   cache: str | os.PathLike | None = None,
@@ -81,6 +85,8 @@ def read(
     path: a TFDS directory or its parent; with a scheme (gs://...) it is copied to the cache first.
     split: a name in dataset_info.json, or a part in TFDS's notation, e.g. "train[:10%]".
     standard: which features to read and what they mean.
+    language: a numeric feature that embeds the instruction, by its path below `steps/` or starting
+      with `episode_metadata/`; none if "".
     image_size: height, width that every frame is resized to; as stored if None.
     on_error: "raise", or "skip": leaves out whole episodes that cannot be read, and lists them.
     cache: directory of the index cache; see `index.default_cache` if None.
@@ -99,7 +105,7 @@ def read(
   if fetch.is_remote(path):
     path = fetch.fetch(os.fspath(path), split, place, fetch_gb, progress)
   directory = directory_lib.open_directory(path)
-  index = index_lib.open_index(directory, split, standard, place, on_error, progress)
+  index = index_lib.open_index(directory, split, standard, place, on_error, progress, language)
   sizes = {}
   for name, found in index.meta["sizes"].items():
     sizes[name] = image_size or _one_size(name, found, _records(index))
@@ -139,6 +145,8 @@ def _episodes(
     skipped=tuple(meta["skipped"]),
     fingerprint=meta["fingerprint"],
     cache=index.path,
+    language_RD=arrays.get("language"),
+    language_rows_L=arrays.get("language_rows"),
   )
 
 

@@ -43,6 +43,7 @@ class Layout(NamedTuple):
   task_names: tuple[str, ...]
   dataset_names: tuple[str, ...]
   cameras: tuple[tuple[str, int, int], ...] = ()  # name, height, width
+  language_dim: int = 0  # E
 
 
 def layout(
@@ -63,7 +64,8 @@ def layout(
 
   Raises:
     ValueError: a dataset has dimensions that the names leave out or more than `action_dim`, a name
-      is there twice or in no dataset, or the datasets' cameras disagree.
+      is there twice or in no dataset, or the datasets' cameras or embeddings of instructions
+      disagree.
   """
   dims = {}
   for kind, given in (("action", action_names), ("state", state_names)):
@@ -93,7 +95,19 @@ def layout(
     tuple(sorted({name for episodes in datasets for name in episodes.task_names})),
     tuple(dataset_names) or tuple(map(str, range(len(datasets)))),
     _cameras(datasets),
+    _language_dim(datasets),
   )
+
+
+def _language_dim(datasets: Sequence[rlds.Episodes]) -> int:
+  found = [0 if each.language_RD is None else each.language_RD.shape[1] for each in datasets]
+  for i, size in enumerate(found):
+    if size != found[0]:
+      raise ValueError(
+        f"instructions are embedded as {size} numbers in dataset {i}, as {found[0]} in dataset 0; "
+        "name features of one size for all datasets (config.data.language), or for none"
+      )
+  return found[0]
 
 
 def _cameras(datasets: Sequence[rlds.Episodes]) -> tuple[tuple[str, int, int], ...]:
@@ -208,6 +222,7 @@ class Windows:
       action_names=target.action_names,
       dataset_names=target.dataset_names,
       cameras=target.cameras,
+      language_dim=target.language_dim,
     )
     self._episodes, self._ids, self._dataset = episodes, ids, dataset
     self._actions = _columns(episodes.action_names, target.action_names)
@@ -255,12 +270,16 @@ class Windows:
       images[f"image_{name}"] = (
         np.zeros(shape, np.uint8) if camera is None else camera(seen_BT.ravel()).reshape(shape)
       )
+    language = {}
+    if spec.language_dim and data.language_RD is not None and data.language_rows_L is not None:
+      language["language"] = data.language_RD[data.language_rows_L[step_B]]
     acted = np.minimum(acted_BC, end_B1 - 1)
     return {
       "observation": {
         **images,
         "state": _place(data.states_LS[seen_BT], self._states, spec.state_dim),
         "task": self._tasks[data.tasks_L[step_B]],
+        **language,
       },
       "observation_mask": observed_BT >= first_B1,
       "actions": _place(data.actions_LA[acted], self._actions, spec.action_dim),
@@ -270,14 +289,14 @@ class Windows:
     }
 
   def without_images(self) -> "Windows":
-    """Returns the same windows, whose batches hold no frames."""
+    """Returns the same windows, whose batches hold neither frames nor language."""
     other = copy.copy(self)
-    other.spec = dataclasses.replace(self.spec, cameras=())
+    other.spec = dataclasses.replace(self.spec, cameras=(), language_dim=0)
     return other
 
   def digest(self) -> str:
     """Returns 16 hex digits of which steps of which data the windows are, images aside."""
-    spec = dataclasses.replace(self.spec, cameras=())
+    spec = dataclasses.replace(self.spec, cameras=(), language_dim=0)
     names = (self._episodes.action_names, self._episodes.state_names)
     known = repr((self._episodes.fingerprint, spec, names, self._dataset))
     return hashlib.sha256(known.encode() + self._step_W.tobytes()).hexdigest()[:16]
