@@ -1,4 +1,4 @@
-"""Public weights of vision transformers: from a local safetensors file to parameters of vit.ViT.
+"""Public weights of transformers: from a local safetensors file to parameters of vit.ViT and text.
 
 A map says of every parameter which tensor it is; a file that lacks one, or holds one that has no
 place, is refused. Names and layouts are those of Hugging Face's SiglipModel and Dinov2Model.
@@ -41,15 +41,37 @@ def read(
     ValueError: it is no safetensors file, or a tensor is missing, unexpected, of another shape or
       no floating-point number; names the tensor and the file.
   """
-  tensors = names(config, grid, pooled)
   if not os.path.isfile(path):
     raise FileNotFoundError(f"{WHERE}.weights is {path}; there is no such file")
+  ours = lambda name: _of_the_tower(name, config, pooled)
+  hint = f"{WHERE}.vit must be the file's: it is {config}"
+  return _load(path, names(config, grid, pooled), ours, f"{WHERE}.vit", hint)
+
+
+def read_text(path: str | os.PathLike, config: vit.Config) -> dict[str, np.ndarray]:
+  """Returns {path of a parameter of `text.tower`: float32 array}; errors as those of `read`."""
+  ours = lambda name: name.startswith("text_model.") and not name.endswith(".position_ids")
+  hint = f"config.json beside it must be the file's: the text tower's sizes are {config}"
+  return _load(path, dict(_siglip_text(config)), ours, "config.json", hint)
+
+
+def _load(
+  path: str | os.PathLike,
+  tensors: dict[str, Tensor],
+  ours: Callable[[str], bool],
+  sizes: str,
+  hint: str,
+) -> dict[str, np.ndarray]:
+  """Reads tensors; those of the file that are `ours` must be just these.
+
+  `sizes` names what says their shapes, `hint` what to do about others, for the messages.
+  """
   try:
     opened = safe_open(path, framework="numpy")
   except SafetensorError as error:
     raise ValueError(f"{path} is no safetensors file: {error}") from error
   with opened as file:
-    there = {name for name in file.keys() if _of_the_tower(name, config, pooled)}
+    there = {name for name in file.keys() if ours(name)}
     wanted = {tensor.name for tensor in tensors.values()}
     for what, rest in (
       ("lacks the tensor '{}'", wanted - there),
@@ -57,13 +79,11 @@ def read(
     ):
       if rest:
         others = f" and {len(rest) - 1} more so" if len(rest) > 1 else ""
-        raise ValueError(
-          f"{path} {what.format(min(rest))}{others}; {WHERE}.vit must be the file's: it is {config}"
-        )
-    return {name: _take(file, tensor, path) for name, tensor in tensors.items()}
+        raise ValueError(f"{path} {what.format(min(rest))}{others}; {hint}")
+    return {name: _take(file, tensor, path, sizes) for name, tensor in tensors.items()}
 
 
-def _take(file: Any, tensor: Tensor, path: str | os.PathLike) -> np.ndarray:
+def _take(file: Any, tensor: Tensor, path: str | os.PathLike, sizes: str) -> np.ndarray:
   found = file.get_slice(tensor.name)
   shape = tuple(found.get_shape())
   fits = len(shape) == len(tensor.shape) and all(
@@ -72,7 +92,7 @@ def _take(file: Any, tensor: Tensor, path: str | os.PathLike) -> np.ndarray:
   if not fits:
     expected = [size or "any" for size in tensor.shape]
     raise ValueError(
-      f"{path}: tensor '{tensor.name}' is {list(shape)}; {WHERE}.vit makes it {expected}"
+      f"{path}: tensor '{tensor.name}' is {list(shape)}; {sizes} makes it {expected}"
     )
   if found.get_dtype() not in ("F16", "F32", "F64"):
     raise ValueError(
@@ -104,14 +124,7 @@ def _siglip(c: vit.Config, grid: tuple[int, int], pooled: bool) -> Named:
   yield from _patches(c, f"{top}.embeddings.patch_embedding")
   positions = lambda x: interpolated(x, grid)
   yield "positions", Tensor(f"{top}.embeddings.position_embedding.weight", (None, D), positions)
-  for i in range(c.layers):
-    ours, theirs = f"blocks_{i}", f"{top}.encoder.layers.{i}"
-    yield from _norm(D, f"{ours}/norm_attention", f"{theirs}.layer_norm1")
-    for name in ("q", "k", "v"):
-      yield from _linear(D, D, f"{ours}/attention/{name}", f"{theirs}.self_attn.{name}_proj")
-    yield from _linear(D, D, f"{ours}/attention/out", f"{theirs}.self_attn.out_proj")
-    yield from _norm(D, f"{ours}/norm_mlp", f"{theirs}.layer_norm2")
-    yield from _mlp(c, f"{ours}/mlp", f"{theirs}.mlp")
+  yield from _siglip_layers(c, top)
   yield from _norm(D, "norm_out", f"{top}.post_layernorm")
   if not pooled:
     return
@@ -127,6 +140,27 @@ def _siglip(c: vit.Config, grid: tuple[int, int], pooled: bool) -> Named:
   yield from _linear(D, D, "head/attention/out", f"{top}.head.attention.out_proj")
   yield from _norm(D, "head/norm", f"{top}.head.layernorm")
   yield from _mlp(c, "head/mlp", f"{top}.head.mlp")
+
+
+def _siglip_text(c: vit.Config) -> Named:
+  D, top = c.width, "text_model"
+  yield "table", Tensor(f"{top}.embeddings.token_embedding.weight", (None, D))
+  yield "positions", Tensor(f"{top}.embeddings.position_embedding.weight", (None, D))
+  yield from _siglip_layers(c, top)
+  yield from _norm(D, "norm_out", f"{top}.final_layer_norm")
+  yield from _linear(D, None, "head", f"{top}.head")
+
+
+def _siglip_layers(c: vit.Config, top: str) -> Named:
+  D = c.width
+  for i in range(c.layers):
+    ours, theirs = f"blocks_{i}", f"{top}.encoder.layers.{i}"
+    yield from _norm(D, f"{ours}/norm_attention", f"{theirs}.layer_norm1")
+    for name in ("q", "k", "v"):
+      yield from _linear(D, D, f"{ours}/attention/{name}", f"{theirs}.self_attn.{name}_proj")
+    yield from _linear(D, D, f"{ours}/attention/out", f"{theirs}.self_attn.out_proj")
+    yield from _norm(D, f"{ours}/norm_mlp", f"{theirs}.layer_norm2")
+    yield from _mlp(c, f"{ours}/mlp", f"{theirs}.mlp")
 
 
 def _dinov2(c: vit.Config, grid: tuple[int, int], pooled: bool) -> Named:
@@ -156,7 +190,7 @@ def _patches(c: vit.Config, theirs: str) -> Named:
   yield "embed/b", Tensor(f"{theirs}.bias", (c.width,))
 
 
-def _linear(inner: int, outer: int, ours: str, theirs: str) -> Named:
+def _linear(inner: int, outer: int | None, ours: str, theirs: str) -> Named:
   yield f"{ours}/w", Tensor(f"{theirs}.weight", (outer, inner), np.transpose)
   yield f"{ours}/b", Tensor(f"{theirs}.bias", (outer,))
 

@@ -85,8 +85,8 @@ def write(path, family, side=3, seed=0, change=lambda tensors: tensors):
   return path
 
 
-def forward(family, t, images):
-  """Returns (feature (B, D), patches (B, P, D)) of images (B, height, width, 3) in 0..1."""
+def parts(t, tanh_gelu=True):
+  """Returns the tensors in double precision, and functions (name, x) of the layers of a file."""
   t = {name: x.astype(np.float64) for name, x in t.items()}
   linear = lambda name, x: x @ t[f"{name}.weight"].T + t[f"{name}.bias"]
 
@@ -95,7 +95,7 @@ def forward(family, t, images):
     return x * t[f"{name}.weight"] + t[f"{name}.bias"]
 
   def gelu(x):
-    if family == "siglip":
+    if tanh_gelu:
       return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
     return 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
 
@@ -111,6 +111,24 @@ def forward(family, t, images):
         out[b, :, part] = weights / weights.sum(-1, keepdims=True) @ v[b, :, part]
     return out
 
+  return t, linear, norm, mlp, attend
+
+
+def layers(top, t, x):
+  """What SigLIP's transformer, the same for images and texts, makes of x (B, N, D)."""
+  t, linear, norm, mlp, attend = parts(t)
+  for i in range(LAYERS):
+    layer = f"{top}.encoder.layers.{i}"
+    h = norm(f"{layer}.layer_norm1", x)
+    h = attend(*(linear(f"{layer}.self_attn.{name}_proj", h) for name in "qkv"))
+    x = x + linear(f"{layer}.self_attn.out_proj", h)
+    x = x + mlp(f"{layer}.mlp", norm(f"{layer}.layer_norm2", x))
+  return x
+
+
+def forward(family, t, images):
+  """Returns (feature (B, D), patches (B, P, D)) of images (B, height, width, 3) in 0..1."""
+  t, linear, norm, mlp, attend = parts(t, tanh_gelu=family == "siglip")
   mean, std = (0.5, 0.5) if family == "siglip" else ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
   x = (images.astype(np.float64) - mean) / std
   patches = {"siglip": "vision_model.embeddings.patch_embedding"}
@@ -125,13 +143,7 @@ def forward(family, t, images):
   if family == "siglip":
     top = "vision_model"
     tokens += t[f"{top}.embeddings.position_embedding.weight"]
-    for i in range(LAYERS):
-      layer = f"{top}.encoder.layers.{i}"
-      h = norm(f"{layer}.layer_norm1", tokens)
-      h = attend(*(linear(f"{layer}.self_attn.{name}_proj", h) for name in "qkv"))
-      tokens = tokens + linear(f"{layer}.self_attn.out_proj", h)
-      tokens = tokens + mlp(f"{layer}.mlp", norm(f"{layer}.layer_norm2", tokens))
-    tokens = norm(f"{top}.post_layernorm", tokens)
+    tokens = norm(f"{top}.post_layernorm", layers(top, t, tokens))
     weights = np.split(t[f"{top}.head.attention.in_proj_weight"], 3)
     biases = np.split(t[f"{top}.head.attention.in_proj_bias"], 3)
     probe = np.repeat(t[f"{top}.head.probe"], B, 0)
