@@ -26,6 +26,8 @@ def get_config() -> ConfigDict:
   data.state = ("observation/state",)
   data.task = "episode_metadata/task"
   data.cameras = ()  # "name=observation/FEATURE", or the name of a standard's camera
+  data.language = ""  # a numeric feature that embeds the instruction, (E,)
+  data.text_encoder = ""  # a directory with SigLIP's text tower, instead: embeds the tasks' texts
   data.statistics = ""  # openpi's norm_stats.json or Octo's dataset_statistics.json
   data.on_error = "raise"  # or skip
   # Its actions' dimensions, by name: those of the standard, or action_0, action_1, ...

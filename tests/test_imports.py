@@ -42,7 +42,7 @@ MAY_IMPORT = {
   "train.checkpoint": {"train.state"},
   "train.models": MODELS | {"train.config", "train.checkpoint"},
   "train.init_from": {"train.checkpoint", "train.models", "train.optimizer", "train.state"},
-  "train.inputs": {"data", "data.normalization", "train.config"},
+  "train.inputs": {"data", "data.normalization", "perception", "train.config"},
   "train.prepared": {"data"},
   "train.workdir": {"train.checkpoint", "train.models"},
   "train.loop": MODELS | TRAIN | LOOP | {"parallel", "data", "data.normalization"},
@@ -62,7 +62,7 @@ ONLY_IN = {
   "grain": {"data.pipeline"},
   "jax": {"nn", "tokenizers", "perception", "policies", "parallel", "train", "study", "bench"},
   "tensorboardX": {"train.metrics"},
-  "tokenizers": {"tokenizers.fast"},
+  "tokenizers": {"tokenizers.fast", "perception.text"},
   "torch": {"bench.peer_torch"},
   "oat": {"bench.peer_torch"},  # the PyTorch implementation's package
   "tensorflow_datasets": {"data.directory", "data.write", "data.sources", "envs.collect", "bench"},

@@ -1,9 +1,12 @@
-"""Observation encoder: state history, task and images -> observation tokens.
+"""Observation encoder: state history, task, instruction and images -> observation tokens.
 
-Every observation step becomes one token, made from its normalised state, the task's embedding and,
-where they are pooled, the features of its images; patches of images are further tokens. Steps
-before the episode's start are marked, not hidden, so that a policy can tell "just started" from
-"standing still".
+Every observation step becomes one token, made from its normalised state, the task's embedding, the
+instruction's and, where they are pooled, the features of its images; patches of images are further
+tokens. Steps before the episode's start are marked, not hidden, so that a policy can tell "just
+started" from "standing still".
+
+An instruction's embedding is what the batch holds as `language`, or the row of its task in a frozen
+table, which holds those of the training data.
 """
 
 from collections.abc import Mapping
@@ -23,24 +26,30 @@ from oat_jax.nn import partitioning
 from oat_jax.perception import augment
 from oat_jax.perception import images as images_lib
 
+LANGUAGE = "frozen_language/table"  # a parameter below the encoder, (tasks, E)
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
   hidden: int = 512  # width of the per-step MLP
+  # Of a learned vector for each task. 0: none, so that only the instruction says what to do, and an
+  # unseen one may.
   task_width: int = 32
+  language_width: int = 32  # of the instruction's embedding, projected; where the data have one
   normalization: str = "mean_std"
   clip: float = 5.0  # of normalised states: an unseen one must not blow up the policy
   # Standard deviation of the noise added to normalised states in training.
   noise: float = 0.0
-  # Probability with which, in training, an example lacks its states, its task, or all frames of a
-  # camera: a learned value stands for each of them.
+  # Probability with which, in training, an example lacks its states, its task, its instruction, or
+  # all frames of a camera: a learned value stands for each of them.
   modality_dropout: float = 0.0
   images: images_lib.Config = images_lib.Config()  # has no effect without cameras
 
   def __post_init__(self):
     where = "config.model.observation"
-    for name in ("hidden", "task_width"):
+    for name in ("hidden", "language_width"):
       config_lib.at_least(getattr(self, name), 1, f"{where}.{name}")
+    config_lib.at_least(self.task_width, 0, f"{where}.task_width")
     config_lib.at_least(self.noise, 0, f"{where}.noise")
     config_lib.above(self.clip, 0, f"{where}.clip")
     config_lib.between(self.modality_dropout, 0, 0.99, f"{where}.modality_dropout")
@@ -52,7 +61,7 @@ def inputs(
   """Returns what `Encoder` takes of a batch.
 
   `state` (B, T, S) is normalised by its dataset's statistics and clipped; `mask` (B, T), `task`
-  (B,) and every `image_<camera>` are as in the batch.
+  (B,), every `image_<camera>` and, if there, `language` (B, E) are as in the batch.
   """
   row = lambda name: statistics[name][batch["dataset"]][:, None]
   observation = batch["observation"]
@@ -61,7 +70,9 @@ def inputs(
     "state": jnp.clip(state_BTS, -config.clip, config.clip),
     "mask": batch["observation_mask"],
     "task": observation["task"],
-    **{name: x for name, x in observation.items() if name.startswith("image_")},
+    **{
+      name: x for name, x in observation.items() if name.startswith("image_") or name == "language"
+    },
   }
 
 
@@ -109,8 +120,13 @@ class Encoder(nn.Module):
     if c.noise and not deterministic:
       noise_BTS = jax.random.normal(self.make_rng("dropout"), state_BTS.shape)
       state_BTS = state_BTS + c.noise * noise_BTS
-    task_BX = linear.Embed(self.spec.num_tasks, c.task_width, "task", name="task")(seen["task"])
-    task_BTX = jnp.broadcast_to(or_missing("task", task_BX)[:, None], (B, T, c.task_width))
+    told = []
+    if c.task_width:
+      table = linear.Embed(self.spec.num_tasks, c.task_width, "task", name="task")
+      told.append(or_missing("task", table(seen["task"])))
+    if self.spec.language_dim:
+      told.append(or_missing("language", self._language(seen)))
+    told_BTX = [jnp.broadcast_to(x[:, None], (B, T, x.shape[-1])) for x in told]
     present_BT1 = seen["mask"][..., None].astype(state_BTS.dtype)
     features = {
       camera: or_missing(f"image_{camera}", x)
@@ -118,7 +134,7 @@ class Encoder(nn.Module):
     }
     pooled = list(features.values()) if c.images.tokens == "pooled" else []
     state_BTS = or_missing("state", state_BTS)
-    h_BTF = jnp.concatenate([state_BTS, present_BT1, task_BTX, *pooled], -1)
+    h_BTF = jnp.concatenate([state_BTS, present_BT1, *told_BTX, *pooled], -1)
     h_BTF = nn.gelu(linear.Linear(c.hidden, None, "mlp", dtype=self.dtype, name="mlp_in")(h_BTF))
     h_BTF = nn.gelu(linear.Linear(c.hidden, "mlp", None, dtype=self.dtype, name="mlp_mid")(h_BTF))
     x_BTD = linear.Linear(self.width, None, "embed", dtype=self.dtype, name="mlp_out")(h_BTF)
@@ -131,6 +147,18 @@ class Encoder(nn.Module):
       for camera, x in features.items()
     ]
     return jnp.concatenate([x_BTD, *patches], 1)
+
+  def _language(self, seen: Mapping[str, jax.Array]) -> jax.Array:
+    """Returns the projected instruction (B, language_width)."""
+    spec, width = self.spec, self.config.language_width
+    if "language" in seen:
+      x_BE = seen["language"]
+    else:
+      table = linear.Embed(spec.num_tasks, spec.language_dim, "task", name="frozen_language")
+      x_BE = table(seen["task"])
+    # Encoders differ in length, some give unit vectors: as large as the states that it joins.
+    x_BE = x_BE * jax.lax.rsqrt(jnp.square(x_BE).mean(-1, keepdims=True) + 1e-12)
+    return linear.Linear(width, None, None, dtype=self.dtype, name="language")(x_BE)
 
   def _look(self, seen: Mapping[str, jax.Array], deterministic: bool) -> dict[str, jax.Array]:
     """Returns every camera's features: (B, T, F), or (B, T, P, F) of P patches."""

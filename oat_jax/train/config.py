@@ -20,6 +20,7 @@ class Dataset:
   action: tuple[str, ...] = ("action",)  # names of features below `steps/`
   state: tuple[str, ...] = ("observation/state",)
   task: str = ""  # a text feature below `steps/` or `episode_metadata/`; "" means a single task
+  language: str = ""  # a numeric feature, found likewise, that embeds the instruction; "" is none
   cameras: tuple[str, ...] = ()  # "name=feature", black if no feature; with a standard its "name"
   absolute: tuple[str, ...] = ()  # dimensions of actions that are targets, not displacements
   unscaled: tuple[str, ...] = ()  # dimensions of actions that normalisation leaves as they are
@@ -49,6 +50,7 @@ class Data(Dataset):
 
   # Name -> the keys of Dataset that differ from those above; {} means the one dataset above.
   mixture: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  text_encoder: str = ""  # a directory with SigLIP's weights: embeds the tasks' texts instead
   actions: tuple[str, ...] = ()  # the mixture's dimensions, in order; () means all there are
   states: tuple[str, ...] = ()
   observation_steps: int = 2  # T
@@ -70,7 +72,12 @@ class Data(Dataset):
       config_lib.at_least(getattr(self, name), 1, f"config.data.{name}")
     if self.image_size and (len(self.image_size) != 2 or min(self.image_size) < 1):
       raise ValueError(f"config.data.image_size is {self.image_size}; write (height, width)")
-    self.datasets()
+    embedded = [each.language for each in self.datasets().values() if each.language]
+    if embedded and self.text_encoder:
+      raise ValueError(
+        f"config.data.language is '{embedded[0]}' and config.data.text_encoder is "
+        f"'{self.text_encoder}'; instructions are embedded by one of the two"
+      )
 
   def datasets(self) -> dict[str, Dataset]:
     """Returns the datasets to train on by name; those of weight 0 are left out.

@@ -1,5 +1,6 @@
 """What a run trains on: windows of its dataset, cut into training and held-out episodes."""
 
+from collections.abc import Iterable
 import hashlib
 import json
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from oat_jax.data import rlds
 from oat_jax.data import standardize
 from oat_jax.data import statistics as statistics_lib
 from oat_jax.data import windows as windows_lib
+from oat_jax.perception import text
 from oat_jax.train import config as config_lib
 
 
@@ -24,6 +26,7 @@ class Split(NamedTuple):
   statistics: dict[str, dict[str, np.ndarray]]
   fingerprint: str
   skipped: dict[str, tuple[str, ...]]  # dataset -> why each episode was left out
+  language_NE: np.ndarray | None = None  # float32, an embedding of each of the spec's N tasks
 
 
 def load(data: config_lib.Data, images: bool = True) -> Split:
@@ -31,7 +34,7 @@ def load(data: config_lib.Data, images: bool = True) -> Split:
 
   Args:
     data: which datasets, and how windows are cut from them.
-    images: whether the batches hold the cameras' frames; a tokenizer has no use for them.
+    images: whether there are frames and language; a tokenizer has no use for them.
   """
   if data.validation_fraction == 0:
     raise ValueError("config.data.validation_fraction is 0; training needs held-out episodes")
@@ -40,6 +43,16 @@ def load(data: config_lib.Data, images: bool = True) -> Split:
   layout = windows_lib.layout(
     list(episodes.values()), data.actions, data.states, data.action_dim, list(datasets)
   )
+  language_NE = None
+  if layout.language_dim:
+    language_NE = _of_tasks(episodes.values(), layout.task_names)
+  elif images and data.text_encoder:
+    if not any(layout.task_names):
+      raise ValueError(
+        "config.data.text_encoder is set, but no task has a text; set config.data.task"
+      )
+    language_NE = text.embed(data.text_encoder, layout.task_names)
+    layout = layout._replace(language_dim=language_NE.shape[1])
   train, validation, rows = [], [], []
   for i, (name, dataset) in enumerate(datasets.items()):
     options = windows_lib.Options(
@@ -68,6 +81,7 @@ def load(data: config_lib.Data, images: bool = True) -> Split:
     {group: normalization.stack([row[group] for row in rows]) for group in rows[0]},
     whole if len(fingerprints) > 1 else fingerprints[0],
     {name: each.skipped for name, each in episodes.items() if each.skipped},
+    language_NE,
   )
 
 
@@ -81,6 +95,7 @@ def _read(
     dataset.path,
     dataset.split,
     _standard(dataset, images),
+    language=dataset.language if images else "",
     image_size=(data.image_size[0], data.image_size[1]) if data.image_size else None,
     on_error=dataset.on_error,
     cache=data.cache,
@@ -112,6 +127,18 @@ def _standard(dataset: config_lib.Dataset, images: bool) -> standardize.Standard
   if standard is None:
     return standardize.plain(dataset.action, dataset.state, dataset.task, cameras)
   return standard._replace(cameras=tuple(cameras))
+
+
+def _of_tasks(datasets: Iterable[rlds.Episodes], task_names: tuple[str, ...]) -> np.ndarray:
+  """Returns float32 (tasks, E): the mean of the different embeddings that a task's steps have."""
+  found: dict[str, list[np.ndarray]] = {name: [] for name in task_names}
+  for each in datasets:
+    assert each.language_RD is not None and each.language_rows_L is not None
+    both_L2 = np.stack([each.tasks_L, each.language_rows_L], 1)
+    changed = np.flatnonzero((both_L2[1:] != both_L2[:-1]).any(1)) + 1
+    for task, row in np.unique(both_L2[np.append(0, changed)], axis=0):
+      found[each.task_names[task]].append(each.language_RD[row])
+  return np.stack([np.mean(rows, 0) for rows in found.values()])
 
 
 def _statistics(

@@ -119,6 +119,9 @@ def train(config: config_lib.Config, workdir: str | os.PathLike) -> pathlib.Path
       state = init_from.place(state, weights, "network/observe")
     if fresh and config.init_from:
       state, taken = init_from.start_from(config.init_from, state, model.axes(), description)
+    if fresh and split.language_NE is not None:  # of these tasks, whatever init_from's are
+      table = {observation_lib.LANGUAGE: split.language_NE}
+      state = init_from.place(state, table, "network/observe")
   # All that can be wrong with the configuration has been found by now; only now files are written.
   with workdir_lib.claimed(workdir, description):
     print(taken, end="", flush=True)

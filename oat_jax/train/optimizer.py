@@ -14,7 +14,7 @@ from oat_jax.train import config as config_lib
 GROUPS = (
   (
     "frozen",
-    r"^(statistics|action_statistics|tokenizer|fitted|codebook)/|/frozen_images(_[^/]*)?/",
+    r"^(statistics|action_statistics|tokenizer|fitted|codebook)/|/frozen_[^/]*/",
   ),
   (
     "no_decay",
