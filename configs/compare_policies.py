@@ -7,8 +7,9 @@ Variants (the part behind the colon; --observations chooses among the first two)
   rgb     the same with one camera of 84x84 pixels and proprioception: OAT, regression, diffusion
   mini    state with a few steps and episodes, to see every stage run; learns nothing
 
-Steps, batch, optimiser and width are one for all policies, and one for all tokenizers, because they
-are said once.
+Steps, batch and optimiser are one for all policies, and one for all tokenizers, because they are
+said once; the transformers of the policies have one width, the regression MLP its own. It has not
+been run to its end yet: there are no figures.
 """
 
 import pathlib
@@ -54,6 +55,8 @@ def get_config(variant: str = "state") -> ConfigDict:
   config.policy = _run("policy_oat")
   config.policy.steps = 2000
   over = lambda tokenizer, model: ConfigDict({"tokenizer": tokenizer, "model": model})
+  # What helps the token policies with few demonstrations; the others have no use for it.
+  config.policy.model.update(geometry=True, blur=0.8, shortcut=512)
   config.methods = ConfigDict()
   for name in config.tokenizers:
     config.methods[name] = over(name, config.policy.model.copy_and_resolve_references())

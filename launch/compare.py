@@ -50,24 +50,35 @@ def main(what: str) -> None:
     return
   values = _CONFIG.value
   values.suite = _SUITE.value or values.suite
+  out = _OUT.value or f"runs/policies_{_OBSERVATIONS.value}"
   if _PRINT.value:
-    others = ("--print_commands", "--methods", "--seeds", "--stages")
-    kept = [arg for arg in sys.argv[1:] if arg.partition("=")[0] not in others]
-    common = ["python", "launch/compare.py", *kept]
+    configs = [arg for arg in sys.argv if arg.startswith("--config")]
+    common = ["python", "launch/compare.py", "policies", *configs, f"--out={out}"]
+    common += [f"--data={_DATA.value}"] if _DATA.value else []
+    common += [f"--suite={values.suite}"]
     print("\n".join(compare_policies.commands(values, common, **shared)))
     return
   stages = tuple(_STAGES.value) or compare_policies.STAGES
-  out = _OUT.value or f"runs/policies_{_OBSERVATIONS.value}"
   compare_policies.run(values, out, data=_DATA.value or "", stages=stages, **shared)
 
 
 def with_config(argv: list[str]) -> list[str]:
-  """Adds the config that belongs to what is compared, where none is named."""
-  if any(arg.partition("=")[0] == "--config" for arg in argv):
+  """Adds the config that belongs to what is compared, where none is named.
+
+  It must be known before flags are parsed, because --config.NAME=VALUE changes its values.
+  """
+  named = any(arg.partition("=")[0] == "--config" for arg in argv)
+  seen = [
+    arg.partition("=")[2] or after
+    for arg, after in zip(argv, [*argv[1:], ""])
+    if arg.partition("=")[0] == "--observations"
+  ]
+  if named and seen:
+    sys.exit("ValueError: --observations chooses the config; leave it or --config out")
+  if named or "--help" in argv:
     return argv
-  prefix = "--observations="
-  seen = next((arg.removeprefix(prefix) for arg in argv if arg.startswith(prefix)), "state")
-  file = f"compare_policies.py:{seen}" if "policies" in argv else "compare.py:mt4"
+  variant = seen[-1] if seen else "state"
+  file = f"compare_policies.py:{variant}" if "policies" in argv else "compare.py:mt4"
   return [argv[0], f"--config=configs/{file}", *argv[1:]]
 
 

@@ -133,6 +133,9 @@ def check(batch: Batch, spec: BatchSpec, names: tuple[str, ...] | None = None) -
   counts = {"observation/task": spec.num_tasks, "dataset": spec.num_datasets}
 
   def visit(like, got, path):
+    extra = sorted(set(got) - set(like)) if path else []
+    if extra:
+      raise ValueError(f"batch has '{path}{extra[0]}', which is not known; it takes {sorted(like)}")
     for name, leaf in like.items():
       where = f"{path}{name}"
       if name not in got:

@@ -51,7 +51,7 @@ class Mixture:
     return Mixture([source.without_images() for source in self._sources])
 
   def digest(self) -> str:
-    """Returns hex digits of which steps of which data the windows are, images aside."""
+    """Returns hex digits of which steps of which datasets the windows are."""
     return "-".join(source.digest() for source in self._sources)
 
   def __call__(self, indices_B: np.ndarray) -> dict[str, Any]:

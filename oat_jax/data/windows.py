@@ -295,7 +295,7 @@ class Windows:
     return other
 
   def digest(self) -> str:
-    """Returns 16 hex digits of which steps of which data the windows are, images aside."""
+    """Returns 16 hex digits of which steps of which dataset, as it is read, the windows are."""
     spec = dataclasses.replace(self.spec, cameras=(), language_dim=0)
     names = (self._episodes.action_names, self._episodes.state_names)
     known = repr((self._episodes.fingerprint, spec, names, self._dataset))

@@ -35,7 +35,8 @@ class Ensemble:
     says_BJR = (step_JR < C) & (age_J[:, None] < self._count_B[:, None, None])
     oldest_BR = (says_BJR * age_J[:, None]).max(1)
     later_BJR = R * (oldest_BR[:, None] - age_J[:, None])
-    weight_BJR = np.where(says_BJR, np.exp(-self._m * np.maximum(later_BJR, 0)), 0)
+    power_BJR = np.where(says_BJR, -self._m * np.maximum(later_BJR, 0), -np.inf)
+    weight_BJR = np.exp(power_BJR - power_BJR.max(1, keepdims=True))  # overflows for no m
     weight_BJR /= weight_BJR.sum(1, keepdims=True)
     return (weight_BJR[..., None] * said_BJRA).sum(1).astype(np.float32)
 

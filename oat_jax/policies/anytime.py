@@ -45,7 +45,7 @@ class Anytime:
     self.policy, self._params, self._tolerance = policy, jax.device_put(params), tolerance
     self._key = jax.random.key(seed)
     self._has_tokens = policy.prepare is not None
-    self._ms: dict[int, dict[int, float]] = {}  # by batch size
+    self._ms: dict[tuple[int, str], dict[int, float]] = {}  # by batch size and stop
 
     def act(params, batch, key, call, num_tokens, tolerance):
       key = jax.random.fold_in(key, call)
@@ -53,21 +53,23 @@ class Anytime:
 
     self._act = jax.jit(act)
 
-  def measure(self, batch: batch_lib.Batch, repeats: int = 50) -> dict[int, float]:
+  def measure(self, batch: batch_lib.Batch, stop: str = "", repeats: int = 50) -> dict[int, float]:
     """Returns, and keeps for deadlines, the milliseconds of each prefix length at this batch size.
 
     The 95th percentile of the wall time from a batch on the host to a chunk on the host, warm; the
-    prefixes take turns, so that all see the same machine. Takes `repeats` chunks of each.
+    prefixes take turns, so that all see the same machine. Takes `repeats` chunks of each. With
+    `stop`, a program of its own, chunks that end early make the times smaller: they are those of
+    this batch.
     """
     times: dict[int, list[float]] = {K: [] for K in self.policy.budgets}
     for turn in range(repeats + 3):
       for K in times:
         begin = time.perf_counter()
-        self.act(batch, num_tokens=K)
+        self.act(batch, num_tokens=K, stop=stop)
         if turn >= 3:  # the first ones compile, and warm the caches
           times[K].append(1e3 * (time.perf_counter() - begin))
     found = {K: float(np.percentile(ms, 95)) for K, ms in times.items()}
-    self._ms[len(batch["dataset"])] = found
+    self._ms[len(batch["dataset"]), stop] = found
     return found
 
   def act(
@@ -85,8 +87,8 @@ class Anytime:
       batch: as for `Policy.act`, numpy.
       num_tokens: the most tokens, in 1 .. max_tokens; all if None.
       deadline_ms: takes the most tokens whose measured time is no longer, `num_tokens` at most.
-        Measures first, where that was not done for this batch size. Where not even the shortest
-        prefix fits, that is taken.
+        Measures first, where that was not done for this batch size and `stop`. Where not even the
+        shortest prefix fits, that is taken.
       stop: "" or "refinement": each row ends where the tokens behind it are not expected to matter.
       call: another number draws other tokens, where sampling is random.
 
@@ -106,10 +108,10 @@ class Anytime:
     met = True
     if deadline_ms is not None:
       config_lib.above(deadline_ms, 0, "deadline_ms")
-      measured = self._ms.get(len(batch["dataset"])) or self.measure(batch)
+      measured = self._ms.get((len(batch["dataset"]), stop)) or self.measure(batch, stop)
       fitting = [K for K, ms in measured.items() if ms <= deadline_ms and K <= budget]
       met = bool(fitting)
-      budget = max(fitting, default=self.policy.budgets[0])
+      budget = max(fitting, default=self.policy.budgets[0])  # every policy's first budget is 1
     begin = time.perf_counter()
     actions_BCA, info = self._act(
       self._params,

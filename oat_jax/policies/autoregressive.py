@@ -167,10 +167,12 @@ def make(config: Config, spec: BatchSpec, statistics: Any, tokenizer: Tokenizer 
   plan = decoding.blocks(sizes)
   at_budgets = tuple(np.cumsum(plan.sizes).tolist()) == tokenizer.budgets
   refines = config.refinement and tokenizer.prefix_decodable and at_budgets and N > 1
-  known = tokenizer.coordinates
-  features_VF = vocabulary.features(known) if config.geometry and known is not None else None
-  blurred = config.blur and known is not None
-  blurred_VV = vocabulary.neighbours(known, config.blur) if blurred else None
+  features_VF = blurred_VV = None
+  if tokenizer.coordinates is not None:
+    if config.geometry:
+      features_VF = vocabulary.features(tokenizer.coordinates)
+    if config.blur:
+      blurred_VV = vocabulary.neighbours(tokenizer.coordinates, config.blur)
   network = Network(config, spec, V, plan.sizes, refines, features_VF)
   sample = (observation_lib.sample(spec), jnp.zeros((1, N), jnp.int32))
 
@@ -242,9 +244,11 @@ def make(config: Config, spec: BatchSpec, statistics: Any, tokenizer: Tokenizer 
     return cross_entropy_BN * said_BN, right_BN * said_BN, said_BN
 
   def prepared(params, batch):
-    if "tokens" in batch:
-      return batch
-    return batch | jax.lax.stop_gradient(prepare(params, batch))
+    columns = ("tokens", "prefix", "refinement") if refines else ("tokens",)
+    missing = [name for name in columns if name not in batch]
+    if missing and "tokens" in batch:
+      raise ValueError(f"the batch has tokens but no '{missing[0]}'; `prepare` makes all of them")
+    return batch | jax.lax.stop_gradient(prepare(params, batch)) if missing else batch
 
   def loss(params, batch, key):
     """Mean cross-entropy over the tokens, up to the first pad where lengths vary.

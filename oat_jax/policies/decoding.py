@@ -15,12 +15,17 @@ import numpy as np
 from oat_jax.policies.policy import Sampling
 
 
-def sample(logits_BV: jax.Array, key: jax.Array, sampling: Sampling) -> jax.Array:
-  """Draws one int32 token a row."""
+def check(sampling: Sampling) -> None:
+  """Raises ValueError for settings with which nothing can be drawn."""
   if sampling.temperature < 0 or sampling.top_k < 0:
     raise ValueError(f"{sampling}: temperature and top_k must not be negative")
   if sampling.top_k and not sampling.temperature:
     raise ValueError(f"{sampling}: top_k needs a temperature above 0; temperature 0 is greedy")
+
+
+def sample(logits_BV: jax.Array, key: jax.Array, sampling: Sampling) -> jax.Array:
+  """Draws one int32 token a row."""
+  check(sampling)
   if sampling.temperature == 0:
     return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
   if sampling.top_k:
@@ -76,7 +81,7 @@ class Decoded(NamedTuple):
   Attributes:
     tokens_BN: int32; `fill` behind a row's last token.
     num_tokens_B: int32, how many were generated for a row, an end included.
-    scores_BX: what `stop` returned behind each of the X blocks; +inf where a row had none.
+    scores_BX: what `score` returned behind each of the X blocks; +inf where a row had none.
   """
 
   tokens_BN: jax.Array

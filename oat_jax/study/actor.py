@@ -31,7 +31,7 @@ class PolicyActor:
     self.max_tokens = trained.model.max_tokens
     self.has_tokens = trained.tokenizer is not None
     self._params = jax.device_put(trained.params)
-    self._key = jax.random.key(seed)
+    self._key, self._sampling = jax.random.key(seed), sampling
     self._compiled: set[tuple[int, bool]] = set()  # batch sizes, without and with a tolerance
 
     def act(params, batch, key, call, num_tokens, tolerance):
@@ -136,12 +136,14 @@ class PolicyActor:
     windows = inputs.evenly(inputs.load(self.trained.config.data).validation, most)
     policy: Any = self.trained.model
     look = jax.jit(
-      lambda batch: policy.act(self._params, batch, self._key, None, Sampling(), np.float32(0))
+      lambda params, batch: policy.act(
+        params, batch, self._key, None, self._sampling, np.float32(0)
+      )
     )
     rows = []
     for batch, valid_B in pipeline.epoch(windows, min(256, len(windows))):
       seen = {name: batch[name] for name in batch_lib.ACTING}
-      rows.append(np.asarray(look(seen)[1]["refinement_BX"])[valid_B])
+      rows.append(np.asarray(look(self._params, seen)[1]["refinement_BX"])[valid_B])
     expected_WX = np.concatenate(rows)
     return {str(K): anytime.calibrate(expected_WX, policy.budgets, K) for K in mean_tokens}
 

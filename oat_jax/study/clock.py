@@ -12,10 +12,10 @@ from oat_jax.train import checkpoint
 
 @contextlib.contextmanager
 def of_run(workdir: pathlib.Path, steps: int) -> Iterator[None]:
-  """Adds the CPU seconds, of all threads, and wall seconds of a run to `seconds.json`.
+  """Adds the CPU seconds, of all threads, and wall seconds of a run to `NAME.seconds.json`.
 
-  The file lies beside the working directory and holds {its name: {"cpu", "wall"}}. A run that was
-  stopped and goes on adds to what it took before; one that was killed has lost that.
+  The file lies beside the working directory NAME and holds {"cpu", "wall"}. A run that was stopped
+  and goes on adds to what it took before; one that was killed has lost that.
   """
   now = lambda: {"cpu": time.process_time(), "wall": time.monotonic()}
   since, saved = now(), checkpoint.steps(workdir)
@@ -23,10 +23,18 @@ def of_run(workdir: pathlib.Path, steps: int) -> Iterator[None]:
     yield
   finally:
     if steps not in saved and workdir.exists():
-      path = workdir.parent / "seconds.json"
-      seconds = json.loads(path.read_text()) if path.exists() else {}
-      before = seconds.get(workdir.name, {}) if saved else {}
-      seconds[workdir.name] = {
+      before = read(workdir) if saved else {}
+      seconds = {
         name: round(before.get(name, 0.0) + value - since[name], 1) for name, value in now().items()
       }
-      report.write_text(path, json.dumps(seconds, indent=2) + "\n")
+      report.write_text(_path(workdir), json.dumps(seconds, indent=2) + "\n")
+
+
+def read(workdir: pathlib.Path) -> dict[str, float]:
+  """Returns {"cpu", "wall"} of a run; {} where nothing is known."""
+  path = _path(workdir)
+  return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _path(workdir: pathlib.Path) -> pathlib.Path:
+  return workdir.parent / f"{workdir.name}.seconds.json"

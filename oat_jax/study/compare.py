@@ -2,8 +2,8 @@
 
 A directory OUT/METHOD/seedS holds `tokenizer` and `model`, working directories; `ceiling`, an
 evaluation's report; `tokenizer.json` and `model.json`, what was measured of the first two, of what
-and where; and `seconds.json`. What is done is reused, and several processes may work in one OUT on
-different methods.
+and where; and the seconds of both. What is done is reused, and several processes may work in one
+OUT on different methods.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -2,8 +2,8 @@
 
 A directory OUT holds `data`, the demonstrations; `tokenizers/NAME/seedS` and `policies/NAME/seedS`,
 working directories; `evaluations/NAME/seedS`, reports, those of refinement in `refinement` below;
-`seconds.json` beside each run; and `report`. What is done is reused, and several processes may work
-in one OUT on different methods.
+the seconds of each run beside it; and `report`. What is done is reused, and several processes may
+work in one OUT: see `commands`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -57,6 +57,9 @@ class Evaluate:
     for name in ("num_tokens", "replans"):
       if not getattr(self, name):
         raise ValueError(f"config.evaluate.{name} is empty; it needs at least one value")
+    for name in ("num_tokens", "mean_tokens"):
+      for K in getattr(self, name):
+        config_lib.at_least(K, 1, f"config.evaluate.{name}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,8 +211,9 @@ def commands(
 ) -> list[str]:
   """Returns shell commands that together do what `run` does, to be spread over machines.
 
-  The first makes the demonstrations; those between need it, and nothing of each other; the last
-  one, the report, needs all of them.
+  The first makes the demonstrations. Then come the tokenizers, which need it, then the policies,
+  which need theirs; those of a group need nothing of each other. The last one, the report, needs
+  all of them.
 
   Args:
     values: of `Config`.
@@ -220,12 +224,28 @@ def commands(
   line = lambda *more: shlex.join([*common, *more])
   chosen, seeds = check_methods(config, methods), tuple(seeds) or config.seeds
   of_all = [f"--methods={','.join(chosen)}", f"--seeds={','.join(map(str, seeds))}"]
-  middle = [
-    line(f"--methods={name}", f"--seeds={seed}", "--stages=tokenizers,policies,evaluate")
+  # A tokenizer is trained for the first method that needs it; a fitted one has no seeds, so one
+  # command makes it for all.
+  first: dict[str, str] = {}
+  for name in chosen:
+    first.setdefault(config.method(name).tokenizer, name)
+  every_seed = f"--seeds={','.join(map(str, seeds))}"
+  of_tokenizers = [
+    line(f"--methods={name}", every_seed, "--stages=tokenizers")
+    for tokenizer, name in first.items()
+    if tokenizer
+  ]
+  of_policies = [
+    line(f"--methods={name}", f"--seeds={seed}", "--stages=policies,evaluate")
     for seed in seeds
     for name in chosen
   ]
-  return [line("--stages=collect"), *middle, line(*of_all, "--stages=report")]
+  return [
+    line("--stages=collect"),
+    *of_tokenizers,
+    *of_policies,
+    line(*of_all, "--stages=report"),
+  ]
 
 
 def freeze_all(config: Config, data: pathlib.Path, methods: Sequence[str]) -> list[str]:
@@ -255,7 +275,11 @@ def jobs(
   spec = inputs.load(_policy_run(config, methods[0], data).data, images=False).train.spec
   for name in needed:
     run = _tokenizer_run(config, name, data)
-    fitted = tokenizers.make(run.model, spec).fit is not None
+    tokenizer = tokenizers.make(run.model, spec)
+    fitted = tokenizer.fit is not None
+    if tokenizer.prefix_decodable:
+      for K in (*config.evaluate.num_tokens, *config.evaluate.mean_tokens):
+        config_lib.between(K, 1, tokenizer.max_tokens, f"config.evaluate's tokens of {name}")
     run = dataclasses.replace(run, steps=1) if fitted else run
     for seed in seeds:
       places[name, seed] = out / "tokenizers" / name / f"seed{0 if fitted else seed}"
@@ -319,12 +343,12 @@ def _evaluate(job: Job, config: Config, out: pathlib.Path) -> None:
   """Evaluates fixed prefixes, and refinement where the policy has learned it."""
   checkpoint.check_done(job.workdir, job.run.steps, "policies")
   plan, target = config.evaluate, evaluations(job, out)
-  tokenizer = models.load(job.workdir).tokenizer
+  trained = models.load(job.workdir)
+  tokenizer = trained.tokenizer
   budgets: tuple[int, ...] = (1,)
   if tokenizer is not None:
     ordered = tokenizer.prefix_decodable
-    budgets = tuple(K for K in plan.num_tokens if K <= tokenizer.max_tokens) if ordered else ()
-    budgets = budgets or (tokenizer.max_tokens,)
+    budgets = plan.num_tokens if ordered else (tokenizer.max_tokens,)
   settings: dict[str, Any] = {
     "replans": plan.replans,
     "episodes": plan.episodes,
@@ -333,7 +357,7 @@ def _evaluate(job: Job, config: Config, out: pathlib.Path) -> None:
   }
   make = lambda **more: evaluation.Evaluation(job.workdir, config.suite, **settings, **more)
   make(num_tokens=budgets, out=target).run()
-  if plan.mean_tokens and getattr(models.load(job.workdir).model, "refines", False):
+  if plan.mean_tokens and getattr(trained.model, "refines", False):
     make(num_tokens=plan.mean_tokens, stop="refinement", out=target / "refinement").run()
 
 

@@ -149,7 +149,11 @@ def read(
       "model": model,
       "ceiling": rates,
       "expert": expert,
-      "seconds": load("seconds.json") or {},
+      "seconds": {
+        name: seconds
+        for name in ("tokenizer", "model")
+        if (seconds := load(f"{name}.seconds.json")) is not None
+      },
     }
   return found, sorted(set(others) - set(found)), stale
 

@@ -18,6 +18,7 @@ from oat_jax.evaluate import chunks
 from oat_jax.evaluate import report
 from oat_jax.evaluate import rollout
 from oat_jax.evaluate import video
+from oat_jax.policies import decoding
 from oat_jax.policies.policy import Sampling
 from oat_jax.study import actor
 from oat_jax.study import goals
@@ -151,6 +152,9 @@ class Evaluation:
       env_lib.choose_renderer()
     renderer = os.environ.get("MUJOCO_GL", "MuJoCo's own choice")
     sampling = Sampling(temperature, top_k)
+    decoding.check(sampling)
+    if sampling != Sampling() and (ceiling or trained.tokenizer is None):
+      raise ValueError(f"{sampling} is given, but {'a ceiling' if ceiling else workdir} draws none")
     self.facts: dict[str, Any] = {
       "workdir": pathlib.Path(workdir).name,
       "step": trained.step,

@@ -10,6 +10,7 @@ import numpy as np
 
 from oat_jax.evaluate import report
 from oat_jax.evaluate import rollout
+from oat_jax.study import clock
 from oat_jax.study import measure
 from oat_jax.study import policies_figures
 from oat_jax.train import models
@@ -46,17 +47,21 @@ def write(
   """
   rows: dict[Setting, list[rollout.Episode]] = {}
   of_methods, act_ms = {}, {}
+  goals = set()
   for name, runs in methods.items():
-    of_methods[name] = _facts(name, runs)
+    loaded = {seed: models.load(workdir) for seed, workdir, _ in runs}
+    of_methods[name] = _facts(name, runs, loaded, facts["policy"])
     for seed, _, directory in runs:
       for refinement, folder in ((False, directory), (True, directory / "refinement")):
         if refinement and not folder.exists():
           continue
-        content = _read(folder, name, seed)
+        content = _read(folder, name, seed, loaded[seed], facts["evaluate"])
+        goals.add(content["facts"]["goals_never_demonstrated"])
         for K, ms in content["facts"]["act_ms"].items():
           act_ms.setdefault(Setting(name, int(K), refinement), []).append(ms["p50"])
         for row in report.episodes(content):
-          rows.setdefault(Setting(name, row.num_tokens, refinement), []).append(row)
+          if row.replan in facts["evaluate"]["replans"]:
+            rows.setdefault(Setting(name, row.num_tokens, refinement), []).append(row)
   settings = [
     {
       "method": setting.method,
@@ -69,7 +74,7 @@ def write(
     for setting, of in rows.items()
   ]
   content = {
-    "facts": facts | {"machine": measure.machine()},
+    "facts": facts | {"machine": measure.machine(), "goals_new": goals == {"checked"}},
     "methods": of_methods,
     "settings": settings,
     "differences": _pairs(rows, pairs) + _refinement(rows),
@@ -83,21 +88,42 @@ def write(
   return content
 
 
-def _read(folder: pathlib.Path, name: str, seed: int) -> Any:
+def _read(
+  folder: pathlib.Path, name: str, seed: int, trained: models.Trained, plan: Mapping[str, Any]
+) -> Any:
+  """Returns a report's content; raises where there is none, or it is not of this run and plan."""
   path = folder / "evaluation.json"
   if not path.exists():
     raise FileNotFoundError(f"{path}: '{name}' of seed {seed} has no report; run stage 'evaluate'")
-  return json.loads(path.read_text())
+  content = json.loads(path.read_text())
+  wanted = {
+    "model": models.digest(trained),
+    "episodes_per_task": plan["episodes"],
+    "max_steps": plan["max_steps"],
+  }
+  there = {key: content["facts"].get(key) for key in wanted}
+  replans = {row.replan for row in report.episodes(content)}
+  if there != wanted or not replans >= set(plan["replans"]):
+    raise ValueError(
+      f"{path} is of another evaluation: {there}, R={sorted(replans)} there; {wanted}, "
+      f"R={sorted(plan['replans'])} now; run stage 'evaluate' again"
+    )
+  return content
 
 
-def _facts(name: str, runs: Runs) -> dict[str, Any]:
-  """What there is to know of a method's runs: size, and what training took."""
-  trained = models.load(runs[0][1])
-  seconds = []
-  for _, workdir, _ in runs:
-    path = workdir.parent / "seconds.json"
-    found = json.loads(path.read_text()).get(workdir.name) if path.exists() else None
-    seconds.append(found and found["cpu"])
+def _facts(
+  name: str, runs: Runs, loaded: Mapping[int, models.Trained], budget: Mapping[str, Any]
+) -> dict[str, Any]:
+  """What there is to know of a method's runs; ValueError where their budget was another one."""
+  for seed, workdir, _ in runs:
+    own = {key: getattr(loaded[seed].config, key) for key in ("steps", "batch_size")}
+    if own != {key: budget[key] for key in own}:
+      raise ValueError(
+        f"{workdir}: '{name}' was trained {own}; the config says {dict(budget)}: take another OUT, "
+        "or the same configuration"
+      )
+  trained = loaded[runs[0][0]]
+  seconds = [clock.read(workdir).get("cpu") for _, workdir, _ in runs]
   known = [value for value in seconds if value]
   return {
     "model": trained.config.model["name"],
@@ -138,12 +164,14 @@ def _setting(rows: Mapping[Setting, Any], text: str) -> Setting | None:
 
 
 def _refinement(rows: Mapping[Setting, list[rollout.Episode]]) -> list[dict[str, Any]]:
-  """Refinement against the fixed prefix of as many tokens."""
+  """Refinement against the fixed prefix of as many tokens, and what was spent in the episodes."""
   found = []
   for setting in rows:
     fixed = setting._replace(refinement=False)
     if setting.refinement and fixed in rows:
-      found += _differences(rows, setting, fixed)
+      for each in _differences(rows, setting, fixed):
+        spent = [row.tokens for row in rows[setting] if row.replan == each["replan"]]
+        found.append(each | {"tokens": float(np.mean(spent))})
   return found
 
 
@@ -170,11 +198,12 @@ def _markdown(content: Mapping[str, Any], figures: Sequence[tuple[str, str]]) ->
     f"{', '.join(facts['observes'])}. Every policy was trained {facts['policy']['steps']:,} steps "
     f"of {facts['policy']['batch_size']} windows, every learned tokenizer "
     f"{facts['tokenizer']['steps']:,} of {facts['tokenizer']['batch_size']}; training seeds: "
-    f"{', '.join(map(str, seeds))}. {plan['episodes']} goals a task, the same for all, used "
-    f"neither in demonstrations nor for choosing; {plan['max_steps']} steps. The last checkpoint "
-    "of each run is evaluated. Success in %, with 95 % Wilson intervals, which take goals of "
-    "several training seeds for independent; R: steps executed of each chunk of "
-    f"{facts['action_horizon']}; ms: wall time from observation to chunk, batch 1, median.",
+    f"{', '.join(map(str, seeds))}. {plan['episodes']} goals a task, the same for all, "
+    f"{'never demonstrated' if facts['goals_new'] else 'demonstrated or not is not known here'}; "
+    f"{plan['max_steps']} steps. The last checkpoint of each run is evaluated. Success in %, with "
+    "95 % Wilson intervals, which take goals of several training seeds for independent; R: steps "
+    f"executed of each chunk of {facts['action_horizon']}; ms: wall time from observation to "
+    "chunk, batch 1, median.",
     "",
     "| method | tokens spent | " + " | ".join(f"R={R}" for R in replans) + " | ms |",
     "|---" * (len(replans) + 3) + "|",
@@ -196,6 +225,8 @@ def _markdown(content: Mapping[str, Any], figures: Sequence[tuple[str, str]]) ->
   lines += ["", "## Differences of success, paired by goal, with 95 % bootstrap intervals", ""]
   for each in content["differences"]:
     names = f"{each['first']} less {each['second']}, R={each['replan']}"
+    if "tokens" in each:
+      names += f" (spent: {each['tokens']:.2f} tokens a chunk)"
     lines.append(f"- {names}: {report.points(each)}")
   lines += [""] + [f"![{caption}]({file})" for caption, file in figures]
   lines += ["", "```json", json.dumps(facts, indent=2), "```", ""]

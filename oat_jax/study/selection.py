@@ -8,6 +8,8 @@ from oat_jax.study import evaluation
 from oat_jax.study import goals
 from oat_jax.train import checkpoint
 
+CHOSEN = "by success on selection goals"
+
 # Settings of an evaluation that hold for the choice too.
 _SHARED = ("temperature", "top_k", "stop", "ensemble", "max_steps", "processes", "replace")
 
@@ -42,6 +44,15 @@ def evaluate(
   # What is wrong with the report's own settings is said now, not behind the selection.
   unheeding: dict[str, Any] = settings | {"replace": True}
   whole = evaluation.Evaluation(workdir, suite_name, **unheeding)
+  there = whole.content() if (whole.target / "evaluation.json").exists() else {}
+  same = {"chosen": CHOSEN, "first_seed": select, "episodes_per_task": select_episodes}
+  if not settings.get("replace") and there != {}:
+    found = ((there or {}).get("facts") or {}).get("checkpoint") or {}
+    if not same.items() <= found.items():
+      raise ValueError(
+        f"{whole.target} is of another evaluation (its checkpoint was chosen otherwise); pass "
+        "another --out, or --replace"
+      )
   reported = [("reported", first, first + whole.episodes) for first in whole.seeds]
   goals.check_apart([*reported, ("selection", select, select + select_episodes)])
   whole.check_rendering()
@@ -66,9 +77,7 @@ def evaluate(
   best = choose(rates)
   print(f"selection: step {best} of {', '.join(map(str, rates))}", flush=True)
   chosen = {
-    "chosen": "by success on selection goals",
-    "first_seed": select,
-    "episodes_per_task": select_episodes,
+    **same,
     "replan": R,
     "num_tokens": K,
     "success": {str(step): rate for step, rate in rates.items()},

@@ -14,7 +14,7 @@ import shutil
 from typing import Any, NamedTuple
 import uuid
 
-import jax
+from jax.experimental import multihost_utils
 import numpy as np
 import tqdm
 
@@ -62,7 +62,9 @@ def prepared(
     key = json.dumps([_FORMAT, of, windows.digest(), len(windows)])
     entry = place / "prepared" / hashlib.sha256(key.encode()).hexdigest()[:24]
     columns = _read(entry, len(windows))
-    if columns is not None:
+    # Giving the parameters may take all processes, whose caches may differ: all go the same way.
+    if multihost_utils.process_allgather(np.array(columns is not None)).all():
+      assert columns is not None
       return WithColumns(windows, columns)
   on_device = params()
   rows: dict[str, list[np.ndarray]] = {}
@@ -73,7 +75,7 @@ def prepared(
         rows.setdefault(name, []).append(np.asarray(values)[valid_B])
       bar.update(int(valid_B.sum()))
   columns = {name: np.concatenate(parts) for name, parts in rows.items()}
-  if entry is not None and jax.process_index() == 0:
+  if entry is not None:
     try:
       _write(entry, columns)
     except OSError as error:
@@ -98,8 +100,9 @@ def _write(entry: pathlib.Path, columns: dict[str, np.ndarray]) -> None:
   try:
     for name, values in columns.items():
       np.save(partial / f"{name}.npy", values)
-    shutil.rmtree(entry, ignore_errors=True)  # damaged
-    with contextlib.suppress(FileExistsError):  # another process was first
+    if entry.exists() and _read(entry, len(next(iter(columns.values())))) is None:
+      shutil.rmtree(entry, ignore_errors=True)  # damaged
+    with contextlib.suppress(OSError):  # another process was first
       partial.rename(entry)
   finally:
     shutil.rmtree(partial, ignore_errors=True)

@@ -23,6 +23,7 @@ HARMLESS = (
   "config/keep",
   "config/mesh",
   "config/tokenizer",
+  "config/model/observation/images/weights",
   "config/data/path",
   "config/data/cache",
   "config/data/fetch_gb",

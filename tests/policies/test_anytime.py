@@ -38,7 +38,7 @@ def seen(rows=1):
 
 def slow(robot, monkeypatch, ms):
   """Makes prefixes take these milliseconds, as if they had been measured."""
-  monkeypatch.setattr(robot, "_ms", {1: dict(zip(range(1, N + 1), ms))})
+  monkeypatch.setattr(robot, "_ms", {(1, ""): dict(zip(range(1, N + 1), ms))})
 
 
 def test_a_prefix_is_the_policy_s_own(robot, policy, params):
@@ -89,16 +89,21 @@ def test_what_is_measured_is_the_time_that_acting_takes(policy, params, monkeypa
 
 
 def test_a_deadline_measures_by_itself_for_each_batch_size(policy, params, monkeypatch):
-  robot, measured = anytime.Anytime(policy, params), []
+  robot, measured = anytime.Anytime(policy, params, tolerance=0.0), []
 
-  def measure(batch):
-    measured.append(len(batch["dataset"]))
-    robot._ms[measured[-1]] = {K: float(K * measured[-1]) for K in range(1, N + 1)}
-    return robot._ms[measured[-1]]
+  def measure(batch, stop):
+    B = len(batch["dataset"])
+    measured.append((B, stop))
+    times = {K: float(K * B * (2 if stop else 1)) for K in range(1, N + 1)}
+    robot._ms[B, stop] = times
+    return times
 
   monkeypatch.setattr(robot, "measure", measure)
   spent = [robot.act(seen(B), deadline_ms=6)[1]["num_tokens"].tolist() for B in (1, 3, 1)]
-  assert measured == [1, 3] and spent == [[6], [2] * 3, [6]]
+  assert measured == [(1, ""), (3, "")] and spent == [[6], [2] * 3, [6]]
+  # Ending early is another program, and takes its own time.
+  assert robot.act(seen(), deadline_ms=6, stop="refinement")[1]["num_tokens"].tolist() == [3]
+  assert measured[2:] == [(1, "refinement")]
 
 
 def test_refinement_ends_each_row_by_its_tolerance(policy, params, robot):

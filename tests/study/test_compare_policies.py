@@ -223,12 +223,47 @@ def test_commands_for_a_cluster_do_what_one_call_does():
   lines = compare_policies.commands(values(), ["compare", "--out=a b"], methods=("oat", "floor"))
   parts = [shlex.split(line) for line in lines]
   assert all(part[:2] == ["compare", "--out=a b"] for part in parts)
-  assert parts[0][2:] == ["--stages=collect"]
-  assert [part[2:4] for part in parts[1:-1]] == [
-    [f"--methods={name}", f"--seeds={seed}"] for seed in (0, 1) for name in ("oat", "floor")
+  assert [part[2:] for part in parts] == [
+    ["--stages=collect"],
+    ["--methods=oat", "--seeds=0,1", "--stages=tokenizers"],
+    ["--methods=oat", "--seeds=0", "--stages=policies,evaluate"],
+    ["--methods=floor", "--seeds=0", "--stages=policies,evaluate"],
+    ["--methods=oat", "--seeds=1", "--stages=policies,evaluate"],
+    ["--methods=floor", "--seeds=1", "--stages=policies,evaluate"],
+    ["--methods=oat,floor", "--seeds=0,1", "--stages=report"],
   ]
-  assert all(part[4:] == ["--stages=tokenizers,policies,evaluate"] for part in parts[1:-1])
-  assert parts[-1][2:] == ["--methods=oat,floor", "--seeds=0,1", "--stages=report"]
+
+
+@pytest.mark.parametrize("flags", [["--observations=rgb"], ["--observations", "rgb"]])
+def test_the_command_takes_the_config_of_what_is_observed(flags):
+  code, out, err = tiny.command(
+    "launch/compare.py", "policies", *flags, "--methods", "oat,regression", "--print_commands",
+    "--config.policy.steps=7",
+  )  # fmt: skip
+  assert code == 0, err
+  lines = out.splitlines()
+  assert all("--config=configs/compare_policies.py:rgb --config.policy.steps=7" in x for x in lines)
+  assert all("--out=runs/policies_rgb --suite=metaworld/mt4" in line for line in lines)
+  assert len(lines) == 5 and "--methods=oat --seeds=0 --stages=policies,evaluate" in lines[2]
+
+
+def test_two_ways_to_say_the_config_are_refused():
+  config = f"--config={tiny.ROOT}/configs/compare_policies.py:mini"
+  code, _, err = tiny.command("launch/compare.py", "policies", config, "--observations=rgb")
+  assert code == 1 and "leave it or --config out" in err
+
+
+def test_a_report_is_of_the_runs_and_evaluations_that_the_config_says(compared, data, simulator):
+  report = lambda **changes: compare_policies.run(
+    values(**changes), compared, data=data, methods=("floor",), seeds=(0,), stages=("report",)
+  )
+  policy = values()["policy"]
+  with pytest.raises(ValueError, match="'floor' was trained {'steps': 2.*; the config says"):
+    report(policy=policy | {"steps": 9})
+  with pytest.raises(ValueError, match="is of another evaluation.*run stage 'evaluate' again"):
+    report(evaluate=values()["evaluate"] | {"episodes": 4})
+  with pytest.raises(ValueError, match="R=.4, 8. there; .* R=.2. now"):
+    report(evaluate=values()["evaluate"] | {"replans": (2,)})
 
 
 @pytest.mark.parametrize(
@@ -250,6 +285,8 @@ def test_commands_for_a_cluster_do_what_one_call_does():
     ({"pairs": (("oat",),)}, {}, "config.pairs holds"),
     ({"pairs": (("oat", "dp"),)}, {}, "config.pairs is 'dp'; it must be one of: oat"),
     ({"pairs": (("oat@x", "floor"),)}, {}, "holds 'oat@x'; behind the @"),
+    ({"evaluate": values()["evaluate"] | {"num_tokens": (0,)}}, {}, "evaluate.num_tokens is 0"),
+    ({"evaluate": values()["evaluate"] | {"mean_tokens": (9,)}}, {}, "tokens of oat is 9; it must"),
   ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused_before_anything_is_written(

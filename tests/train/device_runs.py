@@ -10,6 +10,7 @@ import numpy as np
 import tiny
 
 from oat_jax import batch as batch_lib
+from oat_jax import policies
 from oat_jax.parallel import mesh as mesh_lib
 
 # Of activations: those of parameters stand in the program's signature.
@@ -25,18 +26,31 @@ def digest(params):
   return hashlib.sha256(repr(sorted(tiny.to_bits(params).items())).encode()).hexdigest()
 
 
+def acts(model, params, mesh):
+  """Tokens, and chunks rounded, of sharded parameters and observations."""
+  made = batch_lib.fake(tiny.spec(), 16, 99)
+  seen = {name: made[name] for name in batch_lib.ACTING}
+  seen = jax.device_put(seen, mesh_lib.batch_sharding(mesh))
+  sampling = policies.Sampling(1.0, 10)
+  act = jax.jit(model.act, static_argnames="sampling")
+  chunk_BCA, info = act(params, seen, jax.random.key(0), sampling=sampling)
+  tokens = np.asarray(info["tokens_BN"]).tolist() if info else None
+  return {"tokens": tokens, "chunks": np.asarray(chunk_BCA).tolist()}
+
+
 def main(meshes):
   tokenizer = tiny.tokenizer(shortcut=16, prefixes=2)
   fixed = jax.jit(tokenizer.init)(jax.random.key(0))
   fixed = jax.tree.map(np.asarray, fixed)  # belongs to no device
   models = {
     "tokenizer": (tokenizer, ()),
-    "policy": (tiny.policy(tokenizer=tokenizer, refinement=False), (fixed,)),
+    "policy": (tiny.policy(tokenizer=tokenizer, geometry=True, blur=0.8, shortcut=16), (fixed,)),
     "diffusion": (tiny.policy(name="diffusion"), ()),
   }
   batches = [batch_lib.fake(tiny.spec(), 16, seed) for seed in range(5)]
   tokens_BN = np.random.default_rng(0).integers(0, 1000, (16, 8), np.int32)
-  batches = [batch | {"tokens": tokens_BN} for batch in batches]
+  prepared = {"tokens": tokens_BN, "prefix": np.arange(16) % 7 + 1, "refinement": tokens_BN[:, 0]}
+  batches = [batch | prepared for batch in batches]
   out = {}
   for shape in meshes:
     mesh = mesh_lib.make_mesh(shape, jax.devices()[: int(np.prod(shape))])
@@ -44,9 +58,10 @@ def main(meshes):
       run = tiny.trainer(model, args, on=mesh)
       initial, _ = run([])
       weights = LAST_LAYER[name](initial.params["network"])["w"]
-      _, rows = run(batches)
+      state, rows = run(batches)
       out[f"{name} {shape}"] = {
         "initial": digest(initial.params),
+        "acts": acts(model, state.params, mesh) if name != "tokenizer" else None,
         "losses": [row["loss"] for row in rows],
         "grad_norms": [row["grad_norm"] for row in rows],
         "parts": len({str(s.index) for s in weights.addressable_shards}),

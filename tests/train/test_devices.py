@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import tiny
 
@@ -29,6 +30,15 @@ def test_every_mesh_trains_as_one_device_does(runs, name):
     assert run["initial"] == one["initial"], mesh
     assert run["losses"] == pytest.approx(one["losses"], rel=1e-4), mesh
     assert run["grad_norms"] == pytest.approx(one["grad_norms"], rel=1e-3), mesh
+
+
+@pytest.mark.parametrize("name", ["policy", "diffusion"])
+def test_the_same_key_acts_alike_on_every_mesh(runs, name):
+  one, *others = (runs[f"{name} {mesh}"]["acts"] for mesh in MESHES)
+  for other in others:
+    assert other["tokens"] == one["tokens"]  # none of these lies between two logits
+    np.testing.assert_allclose(other["chunks"], one["chunks"], atol=1e-3)
+  assert np.std(one["chunks"], axis=0).min() > 0  # and not every row alike
 
 
 @pytest.mark.parametrize("name", PARTS)
