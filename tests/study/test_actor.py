@@ -20,7 +20,7 @@ def acting(act=None, state=("observation/state",), tokens=8, **changes):
   """An actor whose policy is the function `act`; by default a chunk of the state's first number."""
   spec = tiny.spec(**changes)
 
-  def first(params, batch, key, num_tokens, sampling):
+  def first(params, batch, key, num_tokens, sampling, tolerance):
     import jax.numpy as jnp
 
     value_B = batch["observation"]["state"][:, -1, 0]
@@ -84,7 +84,7 @@ def test_cameras_are_rendered_as_the_policy_was_trained():
 
 
 def stopping(spent):
-  def act(params, batch, key, num_tokens, sampling):
+  def act(params, batch, key, num_tokens, sampling, tolerance):
     import jax.numpy as jnp
 
     return jnp.zeros((B, 8, 3)), {"num_tokens": spent(num_tokens)}
@@ -115,7 +115,7 @@ def test_compilation_is_not_in_the_milliseconds(monkeypatch):
     now[0] += 0.001
     return now[0]
 
-  def slow_to_trace(params, batch, key, num_tokens, sampling):
+  def slow_to_trace(params, batch, key, num_tokens, sampling, tolerance):
     import jax.numpy as jnp
 
     now[0] += 1.0

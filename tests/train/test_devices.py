@@ -38,7 +38,7 @@ def test_the_same_key_acts_alike_on_every_mesh(runs, name):
   for other in others:
     assert other["tokens"] == one["tokens"]  # none of these lies between two logits
     np.testing.assert_allclose(other["chunks"], one["chunks"], atol=1e-3)
-  assert np.std(one["chunks"], axis=0).min() > 0  # and not every row alike
+  assert np.std(one["chunks"], axis=0).mean() > 0.01  # and not every row alike
 
 
 @pytest.mark.parametrize("name", PARTS)
@@ -49,9 +49,9 @@ def test_parameters_are_cut_as_the_mesh_says(runs, name):
 @pytest.mark.parametrize("name", PARTS)
 def test_activations_are_pinned_inside_the_step(runs, name):
   rows, width = '[{"data", "fsdp"}, {}, {}]', '[{"data", "fsdp"}, {}, {"tensor"}]'
-  # The policies' tables, of tokens and of tasks; the tokenizer's MLPs.
+  # The policies' tables, of tokens and of tasks; MLPs.
   own = {
-    "policy": ['[{"tensor"}, {}]', "[{}, {}]"],
+    "policy": ['[{"data", "fsdp"}, {"tensor"}]', '[{"tensor"}, {}]', "[{}, {}]"],
     "diffusion": ["[{}, {}]"],
     "tokenizer": ['[{"data", "fsdp"}, {"tensor"}]'],
   }
