@@ -1,6 +1,6 @@
 """Who acts in an evaluation: a trained policy, a tokenizer over the expert's chunks, the expert."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import itertools
 import time
 from typing import Any
@@ -178,6 +178,13 @@ def act_latency_ms(actor: PolicyActor, budgets: Sequence[int]) -> dict[str, dict
   made = batch_lib.fake(actor.spec, 1)
   batch = {name: made[name] for name in batch_lib.ACTING}
   return {str(K): rollout.latency_ms(lambda K=K: actor(batch, K)) for K in budgets}
+
+
+def known_as(
+  tasks: Sequence[str], spec: batch_lib.BatchSpec, instructions: Mapping[str, str]
+) -> list[str]:
+  """Returns what a policy knows each task as: its name, or the sentence that asks for it."""
+  return [task if task in spec.task_names else instructions.get(task, task) for task in tasks]
 
 
 def rendered(spec: batch_lib.BatchSpec) -> tuple[tuple[str, ...], int]:

@@ -371,7 +371,8 @@ def _facts(config: Config, data: pathlib.Path) -> dict[str, Any]:
   return {
     "suite": config.suite,
     "demonstrations": json.loads(collected.read_text())["request"] if collected.exists() else {},
-    "observes": list(config.data.state) + [f"camera {name}" for name in config.data.cameras],
+    "observes": list(config.data.state)
+    + [f"camera {name.partition('=')[0]}" for name in config.data.cameras],
     "action_horizon": config.data.action_horizon,
     "policy": budget(config.policy),
     "tokenizer": budget(config.tokenizer),

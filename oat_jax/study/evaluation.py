@@ -178,7 +178,7 @@ class Evaluation:
       "versions": versions(),
     }
     self._actor = None if ceiling else actor.PolicyActor(trained, sampling)
-    self._stop = stop
+    self._stop, self._instructions = stop, suite.instructions
     self._ensemble, self._videos, self._video_camera = ensemble, videos, video_camera
     self.episodes, self.seeds = episodes, tuple(seeds)
     self._budgets = budgets
@@ -325,7 +325,7 @@ class Evaluation:
       return actor.expert_driver(env, R)
     if self._actor is None:
       return actor.ceiling_driver(env, self.trained, K)
-    tasks = [task for task, _ in self._pairs]
+    tasks = actor.known_as([task for task, _ in self._pairs], self._actor.spec, self._instructions)
     if self._stop:
       return self._actor.driver(tasks, self._actor.max_tokens, self._tolerances[str(K)])
     return self._actor.driver(tasks, K)

@@ -52,11 +52,18 @@ def digest(trained: Trained) -> str:
   data = trained.config.data
   reads = [[name, each.standard, each.state] for name, each in data.datasets().items()]
   reads = config_lib.plain([reads, data.states])
-  known = {"model": config_lib.plain(trained.config.model), "spec": spec, "reads": reads}
+  known = {"model": _without_paths(trained.config.model), "spec": spec, "reads": reads}
   sha = hashlib.sha256(json.dumps(known, sort_keys=True).encode())
   for path, leaf in jax.tree_util.tree_leaves_with_path(trained.params):
     sha.update(jax.tree_util.keystr(path).encode() + np.ascontiguousarray(leaf).tobytes())
   return sha.hexdigest()[:16]
+
+
+def _without_paths(model: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns a model's values but for the file that an encoder of images began with."""
+  values = config_lib.plain(model)
+  values.get("observation", {}).get("images", {}).pop("weights", None)
+  return values
 
 
 def freeze_model(config: config_lib.Config) -> Any:

@@ -125,3 +125,10 @@ def test_compilation_is_not_in_the_milliseconds(monkeypatch):
   drive = acting(slow_to_trace).driver(TASKS, 5)
   times = [drive(simulated(), np.ones(B, bool)).ms for _ in range(3)]
   assert times == pytest.approx([1.0] * 3) and now[0] > 1
+
+
+def test_a_task_is_asked_for_by_its_name_or_by_its_sentence():
+  spec = tiny.spec(task_names=("lift", "push the lid"))
+  sentences = {"lift": "lift it", "push": "push the lid"}
+  known = actor.known_as(["push", "lift", "turn"], spec, sentences)
+  assert known == ["push the lid", "lift", "turn"]  # which the actor then refuses
