@@ -42,6 +42,7 @@ def test_every_config_documents_a_variant():
 def test_every_documented_variant_freezes_and_makes_its_models(name, variant):
   from oat_jax import config as config_lib
   from oat_jax.study import compare
+  from oat_jax.study import compare_policies
   from oat_jax.study import quickstart
   from oat_jax.train import config as train_config
 
@@ -53,6 +54,9 @@ def test_every_documented_variant_freezes_and_makes_its_models(name, variant):
   elif name == "compare.py":
     config = config_lib.freeze(compare.Config, values)
     runs = [config.modelability, *compare.training_runs(config, (), "data").values()]
+  elif name == "compare_policies.py":
+    config = config_lib.freeze(compare_policies.Config, values)
+    runs = compare_policies.training_runs(config, tiny.ROOT, tuple(config.methods))
   else:
     runs = [train_config.freeze(values)]
     written = json.dumps(train_config.to_json(runs[0]))

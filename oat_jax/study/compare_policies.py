@@ -152,8 +152,7 @@ def run(
   out, chosen = pathlib.Path(out), check_methods(config, methods)
   place = pathlib.Path(data) if data else out / "data"
   make_jobs = lambda: jobs(config, place, out, chosen, tuple(seeds) or config.seeds)
-  for text in freeze_all(config, place, chosen):
-    print(text, flush=True)
+  training_runs(config, place, chosen)
   if {"evaluate", "collect"} & set(stages):
     env_lib.versions(config.suite)  # found out now that it is not installed, not behind hours
   if "collect" in stages and not data:
@@ -248,17 +247,16 @@ def commands(
   ]
 
 
-def freeze_all(config: Config, data: pathlib.Path, methods: Sequence[str]) -> list[str]:
-  """Checks all that can be checked without data, and returns a line for each method."""
-  lines = []
-  for name in methods:
-    method, run = config.method(name), _policy_run(config, name, data)
-    over = f" over {method.tokenizer}" if method.tokenizer else ""
-    budget = f"{run.steps:,} steps of {run.batch_size}"
-    lines.append(f"{name}: {method.model['name']}{over}, {budget}")
-    if method.tokenizer:
-      _tokenizer_run(config, method.tokenizer, data)
-  return lines
+def training_runs(
+  config: Config, data: pathlib.Path, methods: Sequence[str]
+) -> list[train_config.Config]:
+  """Returns the runs of the methods and of their tokenizers, without seeds and places.
+
+  All that can be checked without data is.
+  """
+  needed = dict.fromkeys(config.method(name).tokenizer for name in methods)
+  of_tokenizers = [_tokenizer_run(config, name, data) for name in needed if name]
+  return [*of_tokenizers, *(_policy_run(config, name, data) for name in methods)]
 
 
 def jobs(

@@ -311,8 +311,13 @@ def test_an_evaluation_that_is_missing_names_its_method(data, simulator, tmp_pat
 def test_the_shipped_configs_freeze(variant):
   shipped = tiny.get_config("compare_policies.py", variant)
   config = config_lib.freeze(compare_policies.Config, shipped)
-  lines = compare_policies.freeze_all(config, tiny.ROOT, tuple(config.methods))
-  assert len(lines) == (3 if variant == "rgb" else 9)
+  runs = compare_policies.training_runs(config, tiny.ROOT, tuple(config.methods))
+  assert len(runs) == (4 if variant == "rgb" else 16)
+  budgets = {
+    kind: {(r.steps, r.batch_size, r.optimizer) for r in runs if r.kind == kind}
+    for kind in ("tokenizer", "policy")
+  }
+  assert all(len(each) == 1 for each in budgets.values())
   widths = {
     config.method(name).model["width"]
     for name in config.methods
