@@ -56,6 +56,26 @@ def integers(flag: flags.FlagHolder[list[str]]) -> tuple[int, ...]:
     raise ValueError(f"--{flag.name}={given}: expected whole numbers, e.g. 1,2,4") from error
 
 
+def with_config(argv: list[str]) -> list[str]:
+  """Adds to compare.py's arguments the config of what is compared, where none is named.
+
+  It must be known before flags are parsed, because --config.NAME=VALUE changes its values.
+  """
+  named = any(arg.partition("=")[0] == "--config" for arg in argv)
+  seen = [
+    arg.partition("=")[2] or after
+    for arg, after in zip(argv, [*argv[1:], ""])
+    if arg.partition("=")[0] == "--observations"
+  ]
+  if named and seen:
+    sys.exit("ValueError: --observations chooses the config; leave it or --config out")
+  if named or "--help" in argv:
+    return argv
+  variant = seen[-1] if seen else "state"
+  file = f"compare_policies.py:{variant}" if "policies" in argv else "compare.py:mt4"
+  return [argv[0], f"--config=configs/{file}", *argv[1:]]
+
+
 def _parse(argv: list[str]) -> list[str]:
   """Parses the flags; --help exits with 0, and an error of a config file is no traceback."""
   try:

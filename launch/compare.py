@@ -62,26 +62,6 @@ def main(what: str) -> None:
   compare_policies.run(values, out, data=_DATA.value or "", stages=stages, **shared)
 
 
-def with_config(argv: list[str]) -> list[str]:
-  """Adds the config that belongs to what is compared, where none is named.
-
-  It must be known before flags are parsed, because --config.NAME=VALUE changes its values.
-  """
-  named = any(arg.partition("=")[0] == "--config" for arg in argv)
-  seen = [
-    arg.partition("=")[2] or after
-    for arg, after in zip(argv, [*argv[1:], ""])
-    if arg.partition("=")[0] == "--observations"
-  ]
-  if named and seen:
-    sys.exit("ValueError: --observations chooses the config; leave it or --config out")
-  if named or "--help" in argv:
-    return argv
-  variant = seen[-1] if seen else "state"
-  file = f"compare_policies.py:{variant}" if "policies" in argv else "compare.py:mt4"
-  return [argv[0], f"--config=configs/{file}", *argv[1:]]
-
-
 if __name__ == "__main__":
-  sys.argv = with_config(sys.argv)
+  sys.argv = command.with_config(sys.argv)
   command.run(main, positional="what")

@@ -27,9 +27,7 @@ _SELECT = flags.DEFINE_integer("select", None, "Choose the step on goals from th
 _SELECT_EPISODES = flags.DEFINE_integer("select_episodes", 10, "Selection episodes per task.")
 _TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "Of token sampling; 0 is greedy.")
 _TOP_K = flags.DEFINE_integer("top_k", 0, "Sample among the k most likely tokens; 0 is all.")
-_STOP = flags.DEFINE_string(
-  "stop", "", 'Or "refinement": chunks end early, num_tokens are those spent on average.'
-)
+_STOP = flags.DEFINE_string("stop", "", "Or refinement: num_tokens are spent on average.")
 _ENSEMBLE = flags.DEFINE_float(
   "ensemble", None, "Average overlapping chunks, weights exp(-ENSEMBLE * i), oldest i = 0, as ACT."
 )
