@@ -79,7 +79,9 @@ def test_a_policy_is_trained_on_tokens_that_the_host_encodes(run, dataset, tmp_p
   batch, act = batch_lib.fake(trained.spec, 2), jax.jit(trained.model.act)
   for K in (1, tokenizer.max_tokens):
     actions_BCA, info = act(trained.params, batch, jax.random.key(0), K)
-    assert info["num_tokens"] == K and np.isfinite(actions_BCA).all()
+    num_tokens_B = np.asarray(info["num_tokens"])  # fewer than K where a row has ended
+    assert (num_tokens_B >= 1).all() and (num_tokens_B <= K).all()
+    assert np.isfinite(actions_BCA).all()
     assert (actions_BCA >= known["min"]).all() and (actions_BCA <= known["max"]).all()
 
 
