@@ -27,7 +27,7 @@ def programs(tokenizer, params, made):
     program(tokenizer.encode, params, *columns(made)),
     program(tokenizer.decode, params, tokens_BN, 3, BOTH),
     program(tokenizer.evaluate, params, made),
-    program(tiny.policy(SPEC, tokenizer).prepare, {"tokenizer": params}, made),
+    program(tiny.policy(SPEC, tokenizer, refinement=False).prepare, {"tokenizer": params}, made),
   ]
 
 
