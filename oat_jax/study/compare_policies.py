@@ -151,7 +151,6 @@ def run(
   env_lib.suite(config.suite)
   out, chosen = pathlib.Path(out), check_methods(config, methods)
   place = pathlib.Path(data) if data else out / "data"
-  make_jobs = lambda: jobs(config, place, out, chosen, tuple(seeds) or config.seeds)
   training_runs(config, place, chosen)
   if {"evaluate", "collect"} & set(stages):
     env_lib.versions(config.suite)  # found out now that it is not installed, not behind hours
@@ -167,7 +166,7 @@ def run(
       cameras=c.cameras,
       image_size=c.image_size,
     )
-  of_tokenizers, of_policies = make_jobs()
+  of_tokenizers, of_policies = jobs(config, place, out, chosen, tuple(seeds) or config.seeds)
   actions: dict[str, tuple[list[Job], Callable[[Job], None]]] = {
     "tokenizers": (of_tokenizers, _train),
     "policies": (of_policies, _train),
