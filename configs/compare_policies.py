@@ -38,7 +38,7 @@ def get_config(variant: str = "state") -> ConfigDict:
 
   # Of tokenizers, what configs/compare.py compares.
   config.tokenizer = _run("tokenizer_oat")
-  config.tokenizer.steps = 1000
+  config.tokenizer.steps = 3000
   config.tokenizer.optimizer.learning_rate = 4e-3
   oat = config.tokenizer.model
   config.tokenizers = ConfigDict()
