@@ -19,9 +19,14 @@ hypothesis.settings.load_profile("patient")
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):
-  """The directory of the index cache, for this process and those that it starts."""
+  """The directory of the index cache, and of what the processes that are started here compile."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv("OAT_JAX_CACHE", str(tmp_path_factory.mktemp("cache")))
+    # One for all workers of a test run: most of these processes train the same small models.
+    run = tmp_path_factory.getbasetemp()
+    run = run.parent if "PYTEST_XDIST_WORKER" in os.environ else run
+    patch.setenv("JAX_COMPILATION_CACHE_DIR", str(run / "compiled"))
+    patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     yield
 
 

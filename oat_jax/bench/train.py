@@ -14,11 +14,13 @@ from oat_jax.train import optimizer as optimizer_lib
 from oat_jax.train import state as state_lib
 from oat_jax.train import step as step_lib
 
+REPEATS = {"mt4": 20, "published": 3}  # size -> steps measured
+
 
 def run(configs: Mapping[str, Any], scale: float = 1.0) -> dict[str, float]:
-  """`configs` holds `tokenizer_` and `policy_` of `mt4` and `published`."""
+  """`configs` holds `tokenizer_` and `policy_` of each size."""
   figures = {}
-  for size, repeats in (("mt4", 20), ("published", 3)):
+  for size, repeats in REPEATS.items():
     tokenizer_config = configs[f"tokenizer_{size}"]
     for kind in ("tokenizer", "policy"):
       config = config_lib.freeze(configs[f"{kind}_{size}"])
@@ -50,7 +52,7 @@ def train_step(config: config_lib.Config, model: Any, params: Any) -> Callable[[
   batch = batch_lib.fake(models.SPEC, config.batch_size)
   prepare = getattr(model, "prepare", None)
   if prepare is not None:
-    batch |= jax.device_get(prepare(params, batch))
+    batch |= jax.device_get(jax.jit(prepare)(params, batch))
   batch = jax.device_put(batch, mesh_lib.batch_sharding(mesh))
   update = getattr(model, "update", None)
   step = step_lib.compile_train_step(

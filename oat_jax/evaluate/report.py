@@ -173,9 +173,10 @@ def write(out: str | os.PathLike, rows: Sequence[Episode], facts: dict[str, Any]
     text += [f"- {each['first']} less {each['second']}: {points(each)}" for each in found] + [""]
   if facts.get("act_ms"):
     text += ["## Milliseconds from observation to chunk, batch 1, warm", ""]
-    text += ["| tokens K | p50 | p95 |", "|---|---|---|"]
+    text += ["| tokens K | mean | p50 | p95 |", "|---|---|---|---|"]
     for K, ms in facts["act_ms"].items():
-      text.append(f"| {'-' if K == '0' else K} | {ms['p50']:.2f} | {ms['p95']:.2f} |")
+      cells = " | ".join(f"{ms[name]:.2f}" for name in ("mean", "p50", "p95"))
+      text.append(f"| {'-' if K == '0' else K} | {cells} |")
     text.append("")
   content = {"facts": facts, "success": summary, "differences": found}
   content["episodes"] = [row._asdict() for row in rows]

@@ -147,13 +147,18 @@ def run(
   return Outcome(rows, [np.concatenate(parts) for parts in executed], state.restarts.tolist())
 
 
-def latency_ms(act: Callable[[], Any], repeats: int = 100) -> dict[str, float]:
-  """Returns p50 and p95 of the wall milliseconds of `act()`, warm; it must wait for its result."""
-  for _ in range(5):
+def latency_ms(acts: Sequence[Callable[[], Any]]) -> dict[str, float]:
+  """Returns mean, p50 and p95 of the wall milliseconds of calls, warm; each must wait for its end.
+
+  Args:
+    acts: called in turn. Programs are compiled beforehand; the first calls warm the caches.
+  """
+  for act in acts[:5]:
     act()
   times = []
-  for _ in range(repeats):
+  for act in acts:
     begin = time.perf_counter()
     act()
     times.append(1e3 * (time.perf_counter() - begin))
-  return {"p50": float(np.percentile(times, 50)), "p95": float(np.percentile(times, 95))}
+  of = lambda q: float(np.percentile(times, q))
+  return {"mean": float(np.mean(times)), "p50": of(50), "p95": of(95)}

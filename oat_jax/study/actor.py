@@ -1,6 +1,6 @@
 """Who acts in an evaluation: a trained policy, a tokenizer over the expert's chunks, the expert."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import itertools
 import time
 from typing import Any
@@ -131,21 +131,27 @@ class PolicyActor:
 
     Args:
       mean_tokens: each K.
-      most: windows that are looked at, evenly spaced.
+      most: windows that are looked at.
     """
-    windows = inputs.evenly(inputs.load(self.trained.config.data).validation, most)
     policy: Any = self.trained.model
     look = jax.jit(
       lambda params, batch: policy.act(
         params, batch, self._key, None, self._sampling, np.float32(0)
       )
     )
-    rows = []
-    for batch, valid_B in pipeline.epoch(windows, min(256, len(windows))):
-      seen = {name: batch[name] for name in batch_lib.ACTING}
-      rows.append(np.asarray(look(self._params, seen)[1]["refinement_BX"])[valid_B])
+    rows = [
+      np.asarray(look(self._params, seen)[1]["refinement_BX"])[valid_B]
+      for seen, valid_B in self.held_out(most, 256)
+    ]
     expected_WX = np.concatenate(rows)
     return {str(K): anytime.calibrate(expected_WX, policy.budgets, K) for K in mean_tokens}
+
+
+  def held_out(self, most: int, rows: int) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
+    """Yields what is seen in up to `most` held-out windows, evenly spaced, and which rows count."""
+    windows = inputs.evenly(inputs.load(self.trained.config.data).validation, most)
+    for batch, valid_B in pipeline.epoch(windows, min(rows, len(windows))):
+      yield {name: batch[name] for name in batch_lib.ACTING}, valid_B
 
 
 def ceiling_driver(env: Any, trained: models.Trained, num_tokens: int) -> rollout.Act:
@@ -173,11 +179,28 @@ def expert_driver(env: Any, replan: int) -> rollout.Act:
   return lambda state, active_B: rollout.Acted(env.expert_chunks(replan, active_B))
 
 
-def act_latency_ms(actor: PolicyActor, budgets: Sequence[int]) -> dict[str, dict[str, float]]:
-  """Returns {K: {p50, p95}}: wall milliseconds from observation to chunk, batch size 1, warm."""
-  made = batch_lib.fake(actor.spec, 1)
-  batch = {name: made[name] for name in batch_lib.ACTING}
-  return {str(K): rollout.latency_ms(lambda K=K: actor(batch, K)) for K in budgets}
+def act_latency_ms(
+  actor: PolicyActor, budgets: Sequence[int], tolerances: Mapping[str, float] | None = None
+) -> dict[str, dict[str, float]]:
+  """Returns {K: {mean, p50, p95}}: wall milliseconds from observation to chunk, batch size 1, warm.
+
+  Args:
+    actor: who acts.
+    budgets: each K.
+    tolerances: with which K tokens are spent on average; then each call sees another held-out
+      window, because they end at different tokens.
+  """
+  calls = 100
+  if tolerances is None:
+    made = batch_lib.fake(actor.spec, 1)
+    batch = {name: made[name] for name in batch_lib.ACTING}
+    return {str(K): rollout.latency_ms([lambda K=K: actor(batch, K)] * calls) for K in budgets}
+  batches = [batch for batch, _ in actor.held_out(calls, 1)]
+  act = lambda batch, K: actor(batch, actor.max_tokens, tolerance=tolerances[str(K)])
+  return {
+    str(K): rollout.latency_ms([lambda batch=batch, K=K: act(batch, K) for batch in batches])
+    for K in budgets
+  }
 
 
 def known_as(

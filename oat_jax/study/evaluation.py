@@ -244,12 +244,12 @@ class Evaluation:
       shutil.rmtree(self.target / "videos", ignore_errors=True)
     if missing:
       self.check_rendering()
-      if self._stop:
-        assert self._actor is not None, "checked before"
-        self._tolerances |= self._actor.tolerances(self._budgets)
-      elif self._actor is not None:
+      if self._actor is not None:
+        if self._stop:
+          self._tolerances |= self._actor.tolerances(self._budgets)
         unmeasured = [K for K in self._budgets if str(K) not in self._act_ms]
-        measured = self._act_ms | actor.act_latency_ms(self._actor, unmeasured)
+        tolerances = self._tolerances if self._stop else None
+        measured = self._act_ms | actor.act_latency_ms(self._actor, unmeasured, tolerances)
         self._act_ms = dict(sorted(measured.items(), key=lambda item: int(item[0])))
       with self._make_env() as env:
         for setting in missing:

@@ -22,7 +22,7 @@ def draw(target: pathlib.Path, settings: Settings) -> list[tuple[str, str]]:
   _success(target / "success.png", settings, style)
   curves = {
     "tokens": "tokens spent on a chunk, mean",
-    "milliseconds": "milliseconds from observation to chunk, batch 1, median",
+    "milliseconds": "milliseconds from observation to chunk, batch 1",
   }
   for (name, label), key in zip(curves.items(), ("tokens", "act_ms")):
     if any(each[key] for each in settings):

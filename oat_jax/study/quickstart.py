@@ -249,8 +249,8 @@ def write_report(
   `regression_success` (the same value for every K, as it has no tokens) and `ceiling_by_task` are
   {"overall" or task: {K: rate}}, for the headline R; the `..._other_replan` are {R: the same};
   `ceiling` is {K: rate} overall, and `expert_success` one rate. `reconstruction_mse` is {K: error},
-  `act_ms` {K: {"p50", "p95"}}; `input_wait` {run: share of a step's time that devices waited for
-  data}; `seconds_total` is the sum of `seconds` by stage.
+  `act_ms` {K: {"mean", "p50", "p95"}}; `input_wait` {run: share of a step's time that devices
+  waited for data}; `seconds_total` is the sum of `seconds` by stage.
 
   Raises:
     FileNotFoundError, ValueError: a stage before it is not done.

@@ -157,7 +157,7 @@ def test_a_report_holds_every_episode_and_rate(tmp_path):
   checkpoint = {"chosen": "by success on selection goals", "success": {"5": rate, "7": rate}}
   checkpoint |= {"first_seed": 50, "episodes_per_task": 10, "replan": 8, "num_tokens": 4}
   facts = {"suite": "fake/two", "step": 7, "checkpoint": checkpoint}
-  facts |= {"act_ms": {"1": {"p50": 1.234, "p95": 2.345}}}
+  facts |= {"act_ms": {"1": {"mean": 1.5, "p50": 1.234, "p95": 2.345}}}
   summary = report.write(tmp_path / "new" / "report", content, facts)
   written = json.loads((tmp_path / "new" / "report" / "evaluation.json").read_text())
   assert written["facts"] == facts
@@ -176,7 +176,7 @@ def test_a_report_holds_every_episode_and_rate(tmp_path):
     "- policy R=8 K=8 less policy R=8 K=1: +62 points (95 %: +",
     "## expert",
     "| 8 | 4.50 | 2.0 | 1.25 |",
-    "| 1 | 1.23 | 2.35 |",
+    "| 1 | 1.50 | 1.23 | 2.35 |",
     "Checkpoint of step 7, chosen: by success on selection goals of seeds 50..59 (R=8, K=4): "
     "step 5: 50 % (9-91), step 7: 50 % (9-91).",
   ):

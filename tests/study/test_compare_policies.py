@@ -137,7 +137,7 @@ def test_what_is_compared_is_what_was_seen(content):
     assert [each["success"][R]["overall"]["k"] for R in ("4", "8")] == [12, 8]
     assert each["success"]["8"]["box-close"]["n"] == 3
     assert refinement or each["tokens"] == K
-    assert (each["act_ms"] is None) == refinement
+    assert each["act_ms"] > 0
   assert 1 <= settings["oat", 4, True]["tokens"] <= 8
   assert content["methods"]["bin"]["tokens"] == 32 and content["methods"]["floor"]["tokens"] == 0
   assert all(each["train_cpu_s"] > 0 for each in content["methods"].values())

@@ -45,7 +45,8 @@ def simulated(monkeypatch):
     ]
     return rollout.Outcome(rows, [np.zeros((9, 4))] * len(rows), [0, 1] * (len(rows) // 2))
 
-  latency = lambda each, budgets: {str(K): {"p50": 1.0, "p95": 2.0} for K in budgets}
+  ms = {"mean": 1.5, "p50": 1.0, "p95": 2.0}
+  latency = lambda each, budgets, tolerances: {str(K): ms for K in budgets}
   monkeypatch.setattr(evaluation.actor, "act_latency_ms", latency)
   monkeypatch.setattr(rollout, "run", run)
   monkeypatch.setattr(vector, "VectorEnv", lambda *args, **settings: contextlib.nullcontext())
