@@ -2,16 +2,16 @@
 
 import os
 
-# Before jax is imported: tests say what holds on any machine, and say it on the CPU.
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-
-import hypothesis
-import jax
-import pytest
 import tiny
 
-# Most of the tests' time is compilation; what is compiled here is too small to be worth optimising.
-jax.config.update("jax_disable_most_optimizations", True)
+# Before jax is imported: tests say what holds on any machine, and say it on the CPU. Most of their
+# time is compilation; what is compiled here is too small to be worth optimising.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.update(tiny.quick(os.environ.get("XLA_FLAGS", "")))
+
+import hypothesis
+import pytest
+
 # On a busy machine any example may take long.
 hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")

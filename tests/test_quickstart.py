@@ -29,7 +29,7 @@ SMALL = [
 
 
 def command(file, *args):
-  code, out, err = tiny.command(file, *args, JAX_DISABLE_MOST_OPTIMIZATIONS="1")
+  code, out, err = tiny.command(file, *args, **tiny.quick())
   assert code == 0, err
   return out
 

@@ -131,11 +131,9 @@ print(json.dumps(rows))
 
 @pytest.fixture(scope="module")
 def state():
-  flags = tiny.environment(
-    XLA_FLAGS="--xla_force_host_platform_device_count=8", JAX_DISABLE_MOST_OPTIMIZATIONS="1"
-  )
+  environment = tiny.environment(**tiny.quick("--xla_force_host_platform_device_count=8"))
   command = [sys.executable, "-c", PROGRAM]
-  run = subprocess.run(command, env=flags, capture_output=True, text=True)
+  run = subprocess.run(command, env=environment, capture_output=True, text=True)
   assert run.returncode == 0, run.stderr
   return json.loads(run.stdout)
 

@@ -332,7 +332,7 @@ ON_DEVICES = ("oat", "oat_blocks", "quest", "vq", "bin", "example")
 @pytest.fixture(scope="module")
 def on_four_devices():
   flags = "--xla_force_host_platform_device_count=4"
-  environment = tiny.environment(XLA_FLAGS=flags, **tiny.QUICK)
+  environment = tiny.environment(**tiny.quick(flags))
   command = [sys.executable, "-c", DEVICES, *ON_DEVICES]
   run = subprocess.run(command, cwd=tiny.ROOT, env=environment, capture_output=True, text=True)
   assert run.returncode == 0, run.stderr

@@ -14,7 +14,7 @@ from oat_jax.train import loop
 def refused(arguments, workdir, *parts):
   """Runs launch/train.py and checks all but the message, which must contain the parts."""
   before = tiny.listing(workdir)
-  code, out, err = tiny.command("launch/train.py", *arguments, **tiny.QUICK)
+  code, out, err = tiny.command("launch/train.py", *arguments, **tiny.quick())
   assert code == 1, out + err
   lines = err.splitlines()
   assert len(lines) == 1 and "Traceback" not in err, err

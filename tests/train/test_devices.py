@@ -15,7 +15,7 @@ PARTS = {"tokenizer": (1, 1, 2), "policy": (1, 1, 4), "diffusion": (1, 1, 2)}
 def runs():
   flags = "--xla_force_host_platform_device_count=8"
   code, out, err = tiny.command(
-    "tests/train/device_runs.py", json.dumps(MESHES), XLA_FLAGS=flags, **tiny.QUICK
+    "tests/train/device_runs.py", json.dumps(MESHES), **tiny.quick(flags)
   )
   assert code == 0, err
   return json.loads(out.splitlines()[-1])

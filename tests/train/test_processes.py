@@ -19,14 +19,14 @@ def free_port():
 def start_two(arguments):
   arguments += [f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2"]
   return [
-    tiny.start("launch/train.py", *arguments, f"--process_id={i}", **tiny.QUICK) for i in (0, 1)
+    tiny.start("launch/train.py", *arguments, f"--process_id={i}", **tiny.quick()) for i in (0, 1)
   ]
 
 
 @pytest.mark.parametrize("mesh", [(2, 1, 1), (1, 1, 2)])
 def test_two_processes_equal_one(mesh, dataset, tmp_path):
   values = tiny.run_values("tokenizer", dataset, steps=4, evaluate_every=2, save_every=2)
-  alone = tiny.start("launch/train.py", *tiny.arguments(values, tmp_path / "one"), **tiny.QUICK)
+  alone = tiny.start("launch/train.py", *tiny.arguments(values, tmp_path / "one"), **tiny.quick())
   pair = start_two(tiny.arguments(values | {"mesh": mesh}, tmp_path / "two"))
   for process in (alone, *pair):
     code, out, err = tiny.finish(process)
@@ -46,7 +46,7 @@ def test_two_processes_equal_one(mesh, dataset, tmp_path):
     shutil.rmtree(tmp_path / f"{name}_half/checkpoints/4")
   pair = start_two(tiny.arguments(values | {"mesh": mesh}, tmp_path / "one_half"))
   alone = tiny.start(
-    "launch/train.py", *tiny.arguments(values, tmp_path / "two_half"), **tiny.QUICK
+    "launch/train.py", *tiny.arguments(values, tmp_path / "two_half"), **tiny.quick()
   )
   for process in (alone, *pair):
     code, out, err = tiny.finish(process)
