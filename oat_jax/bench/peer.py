@@ -1,7 +1,8 @@
-"""The training step of OAT's tokenizer beside that of the published PyTorch implementation.
+"""Training steps of OAT's tokenizer and policy beside those of the published PyTorch code.
 
 Both train at the published size, with its dropout and without, on the same cores, in turns: forward
-pass, loss, gradients, clipping, AdamW and the moving average, on one batch that stays. The peer is
+pass, loss, gradients, clipping, AdamW and the moving average, on one batch that stays. Policies see
+states; the peer's tokenizes every batch, ours is given the tokens, as in training. The peer is
 a checkout that the user names, and runs in an interpreter of its own, which needs what its modules
 import: torch einops hydra-core dill zarr numpy.
 """
@@ -26,10 +27,11 @@ from oat_jax.train import config as config_lib
 
 PROGRAM = pathlib.Path(__file__).with_name("peer_torch.py")
 TOKENIZER = "oat/tokenizer/oat/tokenizer.py"  # of the peer's checkout
+KINDS = ("tokenizer", "policy")
 STEPS = 2  # of a turn
 WARM_UP = 8  # steps: on fresh memory the first ones take several times as long
 
-Ask = Callable[[float, int], clock.Cost]  # (dropout, steps) -> cost of one step
+Ask = Callable[[str, float, int], clock.Cost]  # (kind, dropout, steps) -> cost of one step
 
 
 def run(
@@ -38,7 +40,7 @@ def run(
   checkout: str | None = None,
   python: str | None = None,
 ) -> dict[str, float | str]:
-  """`configs` holds `tokenizer_published`; `peer_passed_over` says why there are no figures.
+  """`configs` holds what is `published`; `peer_passed_over` says why there are no figures.
 
   Args:
     configs: of the shipped files.
@@ -46,30 +48,43 @@ def run(
     checkout: of the peer.
     python: the interpreter that has what the peer imports.
   """
-  config = config_lib.freeze(configs["tokenizer_published"])
-  dropouts = (config.model["dropout"], 0.0)
+  runs = {kind: config_lib.freeze(configs[f"{kind}_published"]) for kind in KINDS}
+  dropouts = (runs["tokenizer"].model["dropout"], 0.0)
   try:
-    with _peer(config, dropouts, checkout, python) as (facts, ask):
+    with _peer(runs, dropouts, checkout, python) as (facts, ask):
       figures: dict[str, float | str] = {
-        "peer_batch_rows": config.batch_size,
+        "peer_batch_rows": runs["tokenizer"].batch_size,
         "peer_threads": facts["threads"],
         "peer_torch_version": facts["version"],
-        "peer_theirs_parameters": facts["parameters"],
       }
-      for dropout in dropouts:
-        print(f"both sides train with dropout {dropout:g}", flush=True)
-        ours = dataclasses.replace(config, model=dict(config.model) | {"dropout": dropout})
-        model, params = models.tokenizer(ours.model)
-        figures["peer_ours_parameters"] = sum(x.size for x in jax.tree.leaves(params["network"]))
-        step = train.train_step(ours, model, params)
-        turns = {
-          "theirs": functools.partial(ask, dropout),
-          "ours": functools.partial(clock.cost, step, warm_up=0),
-        }
-        figures |= _taking_turns(f"peer_dropout{dropout:g}", turns, max(1, round(7 * scale)))
+      for kind, config in runs.items():
+        figures[f"peer_{kind}_theirs_parameters"] = facts["parameters"][kind]
+        for dropout in dropouts:
+          print(f"both sides train a {kind} with dropout {dropout:g}", flush=True)
+          ours = dataclasses.replace(config, model=dict(config.model) | {"dropout": dropout})
+          step, figures[f"peer_{kind}_ours_parameters"] = _ours(ours, runs["tokenizer"].model)
+          turns = {
+            "theirs": functools.partial(ask, kind, dropout),
+            "ours": functools.partial(clock.cost, step, warm_up=0),
+          }
+          name = f"peer_{kind}_dropout{dropout:g}"
+          figures |= _taking_turns(name, turns, max(1, round(7 * scale)))
       return figures
   except _PassedOver as why:
     return {"peer_passed_over": str(why)}
+
+
+def _ours(
+  config: config_lib.Config, tokenizer: Mapping[str, Any]
+) -> tuple[Callable[[], Any], int]:
+  """Returns our training step, and how many parameters it trains."""
+  if config.kind == "tokenizer":
+    model, params = models.tokenizer(config.model)
+  else:
+    model, params = models.policy(config.model, tokenizer)
+  return train.train_step(config, model, params), sum(
+    x.size for x in jax.tree.leaves(params["network"])
+  )
 
 
 class _PassedOver(Exception):
@@ -94,7 +109,10 @@ def _taking_turns(
 
 @contextlib.contextmanager
 def _peer(
-  config: config_lib.Config, dropouts: tuple[float, ...], checkout: str | None, python: str | None
+  runs: Mapping[str, config_lib.Config],
+  dropouts: tuple[float, ...],
+  checkout: str | None,
+  python: str | None,
 ) -> Iterator[tuple[dict[str, Any], Ask]]:
   """Starts the peer's program and yields (what it says about itself, `ask`)."""
   if jax.default_backend() != "cpu":
@@ -103,7 +121,7 @@ def _peer(
     raise _PassedOver("--peer names no checkout, or --peer_python no interpreter that has torch")
   if not (pathlib.Path(checkout) / TOKENIZER).is_file():
     raise _PassedOver(f"--peer={checkout} has no {TOKENIZER}")
-  command = [python, PROGRAM, checkout, json.dumps(_settings(config, dropouts))]
+  command = [python, PROGRAM, checkout, json.dumps(_settings(runs, dropouts))]
   try:
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
   except OSError as error:
@@ -119,9 +137,9 @@ def _peer(
       raise _PassedOver(f"--peer_python={python}: {values['error']}")
     return values
 
-  def ask(dropout: float, steps: int) -> clock.Cost:
+  def ask(kind: str, dropout: float, steps: int) -> clock.Cost:
     with contextlib.suppress(BrokenPipeError):  # it has ended: `answer` says how
-      os.write(requests.fileno(), f"{dropout} {steps}\n".encode())
+      os.write(requests.fileno(), f"{kind} {dropout} {steps}\n".encode())
     values = answer()
     return clock.Cost(values["cpu_s"] / steps, values["wall_s"] / steps)
 
@@ -132,8 +150,11 @@ def _peer(
       process.kill()
 
 
-def _settings(config: config_lib.Config, dropouts: tuple[float, ...]) -> dict[str, Any]:
+def _settings(
+  runs: Mapping[str, config_lib.Config], dropouts: tuple[float, ...]
+) -> dict[str, Any]:
   """What the two sides share; the peer's nested dropout is the published one, powers of two."""
+  config = runs["tokenizer"]
   model, optimizer, spec = config.model, config.optimizer, models.SPEC
   sizes = ("num_tokens", "levels", "width", "head_width", "encoder_layers", "decoder_layers")
   return {name: model[name] for name in sizes} | {
@@ -142,6 +163,9 @@ def _settings(config: config_lib.Config, dropouts: tuple[float, ...]) -> dict[st
     "batch": config.batch_size,
     "horizon": spec.action_horizon,
     "action_dim": spec.action_dim,
+    "observation_steps": spec.observation_steps,
+    "state_dim": spec.state_dim,
+    "policy_layers": runs["policy"].model["layers"],
     "learning_rate": optimizer.learning_rate,
     "betas": (optimizer.b1, optimizer.b2),
     "clip": optimizer.clip,

@@ -2,9 +2,10 @@
 
   PYTHON oat_jax/bench/peer_torch.py CHECKOUT SETTINGS
 
-The first line out says what was built; then every line `DROPOUT STEPS` that comes in is answered by
-the seconds that so many training steps took. Lines out are JSON; one with `error` is the last. The
-file imports nothing of oat_jax, and nothing of oat_jax imports it.
+The first line out says what was built; then every line `KIND DROPOUT STEPS` that comes in, of a
+tokenizer or a policy, is answered by the seconds that so many training steps took. Lines out are
+JSON; one with `error` is the last. The file imports nothing of oat_jax, and nothing of oat_jax
+imports it.
 """
 # pyright: reportMissingImports=false
 
@@ -22,32 +23,35 @@ def main() -> None:
   try:
     import torch
 
-    steps = {dropout: training_step(settings, dropout) for dropout in settings["dropouts"]}
+    torch.set_num_threads(settings["threads"])
+    steps, parameters = {}, {}
+    for kind, build in (("tokenizer", tokenizer), ("policy", policy)):
+      for dropout in settings["dropouts"]:
+        model = build(settings, dropout)
+        steps[kind, dropout] = training_step(settings, *model)
+        parameters[kind] = sum(p.numel() for p in model[0].parameters() if p.requires_grad)
   except Exception as error:
     answer(error=f"{type(error).__name__}: {error}")
     return
-  parameters = [count for _, count in steps.values()]
-  answer(version=torch.__version__, threads=torch.get_num_threads(), parameters=parameters[0])
+  answer(version=torch.__version__, threads=torch.get_num_threads(), parameters=parameters)
   for line in sys.stdin:
-    dropout, count = line.split()
-    step, _ = steps[float(dropout)]
+    kind, dropout, count = line.split()
+    step = steps[kind, float(dropout)]
     cpu, wall = time.process_time(), time.perf_counter()
     for _ in range(int(count)):
       step()
     answer(cpu_s=time.process_time() - cpu, wall_s=time.perf_counter() - wall)
 
 
-def training_step(settings, dropout):
-  """Returns (step, number of trained parameters): what the peer's workspace does with a batch."""
+def tokenizer(settings, dropout):
+  """Returns (the peer's tokenizer, its optimiser, a batch)."""
   from oat.model.common.normalizer import LinearNormalizer
-  from oat.model.diffusion.ema_model import EMAModel
   from oat.tokenizer.oat.decoder.single_pass_decoder import SinglePassDecoder
   from oat.tokenizer.oat.encoder.register_encoder import RegisterEncoder
   from oat.tokenizer.oat.quantizer.fsq import FSQ
   from oat.tokenizer.oat.tokenizer import OATTok
   import torch
 
-  torch.set_num_threads(settings["threads"])
   torch.manual_seed(0)
   B, C, A, N = (settings[name] for name in ("batch", "horizon", "action_dim", "num_tokens"))
   sizes = {
@@ -73,8 +77,51 @@ def training_step(settings, dropout):
   normalizer = LinearNormalizer()
   normalizer.fit(batch)
   model.set_normalizer(normalizer)
+  return model, model.get_optimizer(settings["learning_rate"], 0.0, settings["betas"]), batch
+
+
+def policy(settings, dropout):
+  """Returns (the peer's policy from states, its optimiser, a batch): it tokenizes every batch."""
+  from oat.model.common.normalizer import LinearNormalizer
+  from oat.perception.fused_obs_encoder import FusedObservationEncoder
+  from oat.policy.oatpolicy import OATPolicy
+  from omegaconf import OmegaConf
+  import torch
+
+  inner, _, batch = tokenizer(settings, dropout)
+  B, T, S = (settings[name] for name in ("batch", "observation_steps", "state_dim"))
+  shapes = {
+    "obs": {"state": {"shape": [S], "type": "state"}},
+    "action": {"shape": [settings["action_dim"]]},
+  }
+  # Without a projection its report of parameters divides by their number, 0.
+  encoder = "oat.perception.state_encoder.ProjectionStateEncoder"
+  states = OmegaConf.create({"_target_": encoder, "out_dim": settings["width"]})
+  model = OATPolicy(
+    shapes,
+    FusedObservationEncoder(shapes, state_encoder=states),
+    inner,
+    n_action_steps=settings["horizon"] // 2,
+    n_obs_steps=T,
+    embed_dim=settings["width"],
+    n_layers=settings["policy_layers"],
+    n_heads=settings["width"] // settings["head_width"],
+    dropout=dropout,
+  )
+  batch = batch | {"obs": {"state": 2 * torch.rand(B, T, S) - 1}}
+  normalizer = LinearNormalizer()
+  normalizer.fit(batch["obs"])
+  model.set_normalizer(normalizer)
+  rate = settings["learning_rate"]
+  return model, model.get_optimizer(rate, rate / 5, 0.0, settings["betas"]), batch
+
+
+def training_step(settings, model, optimizer, batch):
+  """Returns () -> loss: what the peer's workspace does with a batch."""
+  from oat.model.diffusion.ema_model import EMAModel
+  import torch
+
   average = EMAModel(copy.deepcopy(model), power=settings["ema_power"])
-  optimizer = model.get_optimizer(settings["learning_rate"], 0.0, settings["betas"])
   model.train()
 
   def step():
@@ -86,7 +133,7 @@ def training_step(settings, dropout):
     average.step(model)
     return loss.item()
 
-  return step, sum(p.numel() for p in model.parameters() if p.requires_grad)
+  return step
 
 
 if __name__ == "__main__":

@@ -108,10 +108,12 @@ FAKE_PEER = """#!{python}
 import json, sys
 settings = json.loads(sys.argv[3])
 assert settings["batch"] == 8 and settings["width"] == 32 and settings["dropouts"] == [0.1, 0.0]
-print(json.dumps({{"version": "0.0", "threads": settings["threads"], "parameters": 7}}), flush=True)
+assert settings["state_dim"] == 39 and settings["policy_layers"] == 1
+facts = {{"version": "0.0", "threads": settings["threads"]}}
+print(json.dumps(facts | {{"parameters": {{"tokenizer": 7, "policy": 8}}}}), flush=True)
 for line in sys.stdin:
-  dropout, steps = line.split()
-  seconds = int(steps) * (1000 if dropout == "0.0" else 2000)
+  kind, dropout, steps = line.split()
+  seconds = int(steps) * (1000 if dropout == "0.0" else 2000) * (3 if kind == "policy" else 1)
   print(json.dumps({{"cpu_s": 2 * seconds, "wall_s": seconds}}), flush=True)
 """
 
@@ -120,9 +122,16 @@ def test_the_peer_takes_turns_with_our_training_step(tmp_path, configs):
   python = script(tmp_path, FAKE_PEER.format(python=sys.executable))
   figures = peer(tmp_path, configs, python=python, scale=0.2)
   assert figures["peer_batch_rows"] == 8 and figures["peer_torch_version"] == "0.0"
-  assert figures["peer_theirs_parameters"] == 7 and figures["peer_ours_parameters"] > 1000
-  for dropout, theirs in ((0.1, 2000), (0, 1000)):
-    name = f"peer_dropout{dropout}"
+  for kind, count in (("tokenizer", 7), ("policy", 8)):
+    assert figures[f"peer_{kind}_theirs_parameters"] == count
+    assert figures[f"peer_{kind}_ours_parameters"] > 1000
+  for kind, dropout, theirs in (
+    ("tokenizer", 0.1, 2000),
+    ("tokenizer", 0, 1000),
+    ("policy", 0.1, 6000),
+    ("policy", 0, 3000),
+  ):
+    name = f"peer_{kind}_dropout{dropout}"
     for unit, wanted in (("wall", theirs), ("cpu", 2 * theirs)):
       assert figures[f"{name}_theirs_{unit}_s_per_step"] == wanted
       ours = figures[f"{name}_ours_{unit}_s_per_step"]
@@ -141,7 +150,8 @@ def test_the_peer_takes_turns_with_our_training_step(tmp_path, configs):
   ],
 )
 def test_an_interpreter_that_cannot_run_the_peer_is_passed_over(tmp_path, configs, text, why):
-  facts = json.dumps({"version": "0.0", "threads": 1, "parameters": 7})
+  parameters = {"tokenizer": 7, "policy": 8}
+  facts = json.dumps({"version": "0.0", "threads": 1, "parameters": parameters})
   python = script(tmp_path, text.format(python=sys.executable, facts=facts))
   assert why in peer(tmp_path, configs, python=python)["peer_passed_over"]
 
