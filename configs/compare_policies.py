@@ -8,8 +8,8 @@ Variants (the part behind the colon; --observations chooses among the first two)
   mini    state with a few steps and episodes, to see every stage run; learns nothing
 
 Steps, batch and optimiser are one for all policies, and one for all tokenizers, because they are
-said once; the transformers of the policies have one width, the regression MLP its own. It has not
-been run to its end yet: there are no figures.
+said once; the transformers of the policies have one width, the regression MLP its own.
+docs/policies.md has the figures of state, but for Bin and FAST; rgb was run for a few steps only.
 """
 
 import pathlib
