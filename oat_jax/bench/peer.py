@@ -74,9 +74,7 @@ def run(
     return {"peer_passed_over": str(why)}
 
 
-def _ours(
-  config: config_lib.Config, tokenizer: Mapping[str, Any]
-) -> tuple[Callable[[], Any], int]:
+def _ours(config: config_lib.Config, tokenizer: Mapping[str, Any]) -> tuple[Callable[[], Any], int]:
   """Returns our training step, and how many parameters it trains."""
   if config.kind == "tokenizer":
     model, params = models.tokenizer(config.model)
@@ -150,9 +148,7 @@ def _peer(
       process.kill()
 
 
-def _settings(
-  runs: Mapping[str, config_lib.Config], dropouts: tuple[float, ...]
-) -> dict[str, Any]:
+def _settings(runs: Mapping[str, config_lib.Config], dropouts: tuple[float, ...]) -> dict[str, Any]:
   """What the two sides share; the peer's nested dropout is the published one, powers of two."""
   config = runs["tokenizer"]
   model, optimizer, spec = config.model, config.optimizer, models.SPEC

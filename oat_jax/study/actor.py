@@ -146,7 +146,6 @@ class PolicyActor:
     expected_WX = np.concatenate(rows)
     return {str(K): anytime.calibrate(expected_WX, policy.budgets, K) for K in mean_tokens}
 
-
   def held_out(self, most: int, rows: int) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
     """Yields what is seen in up to `most` held-out windows, evenly spaced, and which rows count."""
     windows = inputs.evenly(inputs.load(self.trained.config.data).validation, most)
