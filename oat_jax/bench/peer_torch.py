@@ -85,7 +85,6 @@ def policy(settings, dropout):
   from oat.model.common.normalizer import LinearNormalizer
   from oat.perception.fused_obs_encoder import FusedObservationEncoder
   from oat.policy.oatpolicy import OATPolicy
-  from omegaconf import OmegaConf
   import torch
 
   inner, _, batch = tokenizer(settings, dropout)
@@ -96,7 +95,7 @@ def policy(settings, dropout):
   }
   # Without a projection its report of parameters divides by their number, 0.
   encoder = "oat.perception.state_encoder.ProjectionStateEncoder"
-  states = OmegaConf.create({"_target_": encoder, "out_dim": settings["width"]})
+  states = {"_target_": encoder, "out_dim": settings["width"]}
   model = OATPolicy(
     shapes,
     FusedObservationEncoder(shapes, state_encoder=states),
