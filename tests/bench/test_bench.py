@@ -36,28 +36,31 @@ def configs():
 def test_act_is_measured_for_every_prefix_and_for_diffusion(configs, monkeypatch):
   act = importlib.import_module("oat_jax.bench.act")
   assert set(act.CALLS) == {"mt4", "published"}
-  monkeypatch.setattr(act, "CALLS", {"published": {1: 2, 3: 1}})
+  monkeypatch.setattr(act, "CALLS", {"mt4": {1: 2, 64: 1}, "published": {1: 2}})
   figures = act.run(configs)
-  for rows in (1, 3):
-    acts = [f"{name}k{K}" for name in ("", "patch4_") for K in (1, 2, 4, 8)]
+  for size, rows, tokenizers in (
+    ("mt4", 1, ("",)),
+    ("mt4", 64, ("",)),
+    ("published", 1, ("", "patch4_")),
+  ):
+    acts = [f"{name}k{K}" for name in tokenizers for K in (1, 2, 4, 8)]
     for call in (*acts, "diffusion"):
       for clock_name in ("wall", "cpu"):
-        assert figures.pop(f"act_published_{call}_batch{rows}_{clock_name}_ms") > 0
-    for name in ("", "patch4_"):
-      assert figures.pop(f"act_published_{name}k1_over_k8_batch{rows}_cpu_ratio") > 0
+        assert figures.pop(f"act_{size}_{call}_batch{rows}_{clock_name}_ms") > 0
+    for name in tokenizers:
+      assert figures.pop(f"act_{size}_{name}k1_over_k8_batch{rows}_cpu_ratio") > 0
   assert not figures
 
 
-def test_a_train_step_is_measured(configs, monkeypatch):
+def test_a_train_step_is_measured_at_both_sizes(configs, monkeypatch):
   train = importlib.import_module("oat_jax.bench.train")
-  assert set(train.REPEATS) == {"mt4", "published"}
-  size = "published"
-  monkeypatch.setattr(train, "REPEATS", {size: 1})
+  monkeypatch.setattr(train, "REPEATS", dict.fromkeys(train.REPEATS, 1))
   figures = train.run(configs)
   for kind in ("tokenizer", "policy"):
-    assert figures.pop(f"train_{kind}_{size}_batch_rows") == 8
-    assert figures.pop(f"train_{kind}_{size}_steps_per_wall_s") > 0
-    assert figures.pop(f"train_{kind}_{size}_cpu_s_per_step") > 0
+    for size in ("mt4", "published"):
+      assert figures.pop(f"train_{kind}_{size}_batch_rows") == 8
+      assert figures.pop(f"train_{kind}_{size}_steps_per_wall_s") > 0
+      assert figures.pop(f"train_{kind}_{size}_cpu_s_per_step") > 0
   assert not figures
 
 
