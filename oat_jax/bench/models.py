@@ -32,6 +32,13 @@ def tokenizer(config: Mapping[str, Any]) -> tuple[Any, Any]:
   return made, jax.jit(made.init)(jax.random.key(0))
 
 
+def of_run(config: Any, tokenizer_config: Mapping[str, Any]) -> tuple[Any, Any]:
+  """Returns (model, params) of a run of a tokenizer, or of a policy over that tokenizer."""
+  if config.kind == "tokenizer":
+    return tokenizer(config.model)
+  return policy(config.model, tokenizer_config)
+
+
 def policy(
   config: Mapping[str, Any], tokenizer_config: Mapping[str, Any] | None = None
 ) -> tuple[Any, Any]:

@@ -76,13 +76,9 @@ def run(
 
 def _ours(config: config_lib.Config, tokenizer: Mapping[str, Any]) -> tuple[Callable[[], Any], int]:
   """Returns our training step, and how many parameters it trains."""
-  if config.kind == "tokenizer":
-    model, params = models.tokenizer(config.model)
-  else:
-    model, params = models.policy(config.model, tokenizer)
-  return train.train_step(config, model, params), sum(
-    x.size for x in jax.tree.leaves(params["network"])
-  )
+  model, params = models.of_run(config, tokenizer)
+  count = sum(x.size for x in jax.tree.leaves(params["network"]))
+  return train.train_step(config, model, params), count
 
 
 class _PassedOver(Exception):

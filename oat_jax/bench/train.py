@@ -34,11 +34,7 @@ def run(configs: Mapping[str, Any], scale: float = 1.0) -> dict[str, float]:
 
 def step_cost(config: config_lib.Config, tokenizer_config: Any, repeats: int) -> clock.Cost:
   """Returns the cost of a train step."""
-  if config.kind == "tokenizer":
-    model, params = models.tokenizer(config.model)
-  else:
-    model, params = models.policy(config.model, tokenizer_config)
-  return clock.cost(train_step(config, model, params), repeats)
+  return clock.cost(train_step(config, *models.of_run(config, tokenizer_config)), repeats)
 
 
 def train_step(config: config_lib.Config, model: Any, params: Any) -> Callable[[], Any]:

@@ -1,6 +1,7 @@
 """Who acts in an evaluation: a trained policy, a tokenizer over the expert's chunks, the expert."""
 
 from collections.abc import Iterator, Mapping, Sequence
+import functools
 import itertools
 import time
 from typing import Any
@@ -146,9 +147,13 @@ class PolicyActor:
     expected_WX = np.concatenate(rows)
     return {str(K): anytime.calibrate(expected_WX, policy.budgets, K) for K in mean_tokens}
 
+  @functools.cached_property
+  def _validation(self) -> Any:
+    return inputs.load(self.trained.config.data).validation
+
   def held_out(self, most: int, rows: int) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
     """Yields what is seen in up to `most` held-out windows, evenly spaced, and which rows count."""
-    windows = inputs.evenly(inputs.load(self.trained.config.data).validation, most)
+    windows = inputs.evenly(self._validation, most)
     for batch, valid_B in pipeline.epoch(windows, min(rows, len(windows))):
       yield {name: batch[name] for name in batch_lib.ACTING}, valid_B
 
