@@ -51,6 +51,7 @@ class Env(Protocol):
   task: str
   action_space: Any
   observation_space: Any
+  renders: bool  # while false, observations of `step` are without images
   blind: bool  # while true, `step` computes neither images nor reward and success: to look ahead
 
   def reset(

@@ -76,6 +76,7 @@ class MetaWorldEnv(gymnasium.Env):
     self._cameras = cameras
     self._image_size = image_size
     self._renderer = None
+    self.renders = True
     self._blind = False
     if cameras:
       env_lib.choose_renderer()
@@ -120,7 +121,7 @@ class MetaWorldEnv(gymnasium.Env):
     self._steps = 0
     self._was_reset = True
     state_S = self._inner._get_obs()
-    return self._observation(state_S), {"success": False}
+    return self._observation(state_S, images=True), {"success": False}
 
   def step(self, action: np.ndarray):
     if not self._was_reset:
@@ -139,7 +140,7 @@ class MetaWorldEnv(gymnasium.Env):
     success = bool(info["success"])
     truncated = self._steps >= self.suite.max_steps
     return (
-      self._observation(state_S),
+      self._observation(state_S, images=self.renders and not self._blind),
       float(reward),
       success,
       truncated,
@@ -190,13 +191,13 @@ class MetaWorldEnv(gymnasium.Env):
       self._close_renderer()
       self._renderer = None
 
-  def _observation(self, state_S: np.ndarray) -> env_lib.Observation:
+  def _observation(self, state_S: np.ndarray, images: bool) -> env_lib.Observation:
     state_S = state_S.astype(np.float32)
     observation = {
       "state": state_S,
       "proprioception": state_S[: self.suite.proprioception_dim].copy(),
     }
-    for camera in () if self._blind else self._cameras:
+    for camera in self._cameras if images else ():
       observation[f"image_{camera}"] = self._render(camera)
     return observation
 

@@ -288,11 +288,14 @@ class Slots:
 
   def step(self, slot: int, actions_RA: np.ndarray) -> tuple[Any, ...]:
     episode, env = self._enter(slot)
-    for action_A in actions_RA:
+    unseen = len(actions_RA) - self._window
+    for r, action_A in enumerate(actions_RA):
       if episode.success or episode.steps >= self._max_steps:
         break
+      env.renders = r >= unseen  # most of a step's time; nobody sees what is before the window
       observation, _, _, _, info = env.step(action_A)
-      episode.history.append(observation)
+      # Without images of its own, which only an episode that ends now reports, it has the latest.
+      episode.history.append(episode.history[-1] | observation)
       episode.steps += 1
       episode.success = info["success"]
     return self._report(episode)

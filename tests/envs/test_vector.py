@@ -48,6 +48,23 @@ def test_slots_that_share_a_simulator_equal_episodes_run_alone():
       assert state.observation_mask.all() and state.steps[b] == len(alone) - 1
 
 
+def test_images_of_a_window_are_those_of_its_steps():
+  """Only they are rendered; where an episode ends before them its window has the latest image."""
+  camera = {"cameras": ("corner2",), "image_size": 24}
+  actions = chunks(2)[:, :1]
+  with vector.VectorEnv(MT4, 1, observation_steps=2, max_steps=12, **camera) as envs:
+    states = [envs.start(JOBS[:1]), *(envs.step(chunk) for chunk in (*actions, actions[0]))]
+  env = env_lib.make(MT4, JOBS[0][0], **camera)
+  alone = [env.reset(seed=JOBS[0][1])[0]["image_corner2"]]
+  for action in actions.reshape(-1, 4):
+    alone.append(env.step(action)[0]["image_corner2"])
+  for state, last in zip(states, (0, 5, 10)):
+    images = np.stack(alone[max(last - 1, 0) : last + 1])
+    np.testing.assert_array_equal(state.observation["image_corner2"][0][-len(images) :], images)
+  assert (alone[4] != alone[5]).any() and states[3].done.all()
+  np.testing.assert_array_equal(states[3].observation["image_corner2"][0], [alone[10]] * 2)
+
+
 def test_expert_chunks_leave_no_trace_and_come_true():
   with vector.VectorEnv(MT4, 2) as envs:
     envs.start(JOBS)
