@@ -7,6 +7,7 @@ from typing import Any
 from absl import app
 from absl import flags
 from absl import logging
+from ml_collections import config_flags as ml_flags
 
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 _USER_ERRORS = (ValueError, OSError, ImportError, RuntimeError, ArithmeticError)
@@ -74,6 +75,13 @@ def with_config(argv: list[str]) -> list[str]:
   variant = seen[-1] if seen else "state"
   file = f"compare_policies.py:{variant}" if "policies" in argv else "compare.py:mt4"
   return [argv[0], f"--config=configs/{file}", *argv[1:]]
+
+
+def config_flags(flag: flags.FlagHolder[Any]) -> tuple[str, list[str]]:
+  """Returns FILE[:ARGUMENT] of a config flag, and each --NAME.KEY=VALUE that was given."""
+  own = flags.FLAGS[flag.name]
+  changes = ml_flags.get_override_values(own)
+  return ml_flags.get_config_filename(own), [f"--{flag.name}.{k}={v}" for k, v in changes.items()]
 
 
 def _parse(argv: list[str]) -> list[str]:

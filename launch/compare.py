@@ -50,16 +50,17 @@ def main(what: str) -> None:
     return
   values = _CONFIG.value
   values.suite = _SUITE.value or values.suite
-  out = _OUT.value or f"runs/policies_{_OBSERVATIONS.value}"
-  if _PRINT.value:
-    configs = [arg for arg in sys.argv if arg.startswith("--config")]
-    common = ["python", "launch/compare.py", "policies", *configs, f"--out={out}"]
-    common += [f"--data={_DATA.value}"] if _DATA.value else []
-    common += [f"--suite={values.suite}"]
-    print("\n".join(compare_policies.commands(values, common, **shared)))
-    return
   stages = tuple(_STAGES.value) or compare_policies.STAGES
-  compare_policies.run(values, out, data=_DATA.value or "", stages=stages, **shared)
+  file, changes = command.config_flags(_CONFIG)
+  out = _OUT.value or "runs/policies_" + (file.partition(":")[2] or "state")
+  run = {"data": _DATA.value or "", "stages": stages, **shared}
+  if not _PRINT.value:
+    compare_policies.run(values, out, **run)
+    return
+  common = ["python", "launch/compare.py", "policies", f"--config={file}", *changes]
+  common += [f"--out={out}", f"--suite={values.suite}"]
+  common += [f"--data={_DATA.value}"] if _DATA.value else []
+  print("\n".join(compare_policies.commands(values, common, **run)))
 
 
 if __name__ == "__main__":

@@ -129,10 +129,14 @@ def check(batch: Batch, spec: BatchSpec, names: tuple[str, ...] | None = None) -
   """
   if "dataset" not in batch:
     raise ValueError(f"batch has no 'dataset'; it holds {sorted(batch)}")
+  if np.ndim(batch["dataset"]) != 1 or not len(batch["dataset"]):
+    raise ValueError("batch 'dataset' must be int32 of shape (B,), with at least one row")
   batch_size = len(batch["dataset"])
   counts = {"observation/task": spec.num_tasks, "dataset": spec.num_datasets}
 
   def visit(like, got, path):
+    if not isinstance(got, Mapping):
+      raise ValueError(f"batch '{path.rstrip('/')}' is {type(got).__name__}; it must be a mapping")
     extra = sorted(set(got) - set(like)) if path else []
     if extra:
       raise ValueError(f"batch has '{path}{extra[0]}', which is not known; it takes {sorted(like)}")
@@ -147,6 +151,8 @@ def check(batch: Batch, spec: BatchSpec, names: tuple[str, ...] | None = None) -
         visit(leaf, value, f"{where}/")
         continue
       shape, dtype = leaf
+      if not hasattr(value, "shape") or not hasattr(value, "dtype"):
+        raise ValueError(f"batch '{where}' is {type(value).__name__}; it must be an array")
       if tuple(value.shape) != shape or value.dtype != dtype:
         raise ValueError(
           f"batch '{where}' is {value.dtype}{list(value.shape)}; expected {dtype}{list(shape)}"

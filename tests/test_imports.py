@@ -49,9 +49,13 @@ MAY_IMPORT = {
   "study": MODELS
   | TRAIN
   | LOOP
-  | {"parallel", "data", "data.normalization", "envs", "evaluate", ""},
+  | {"parallel", "data", "data.normalization", "envs", "evaluate", "bench.clock", ""},
+  "bench.clock": set(),
   "bench.peer_torch": set(),  # runs in another interpreter
-  "bench": MODELS | TRAIN | LOOP | {"parallel", "data", "data.normalization", "envs", "evaluate"},
+  "bench": MODELS
+  | TRAIN
+  | LOOP
+  | {"parallel", "data", "data.normalization", "envs", "evaluate", "bench.clock"},
 }
 
 # Package -> the rooms, or modules, that may import it; packages that are not here are free.

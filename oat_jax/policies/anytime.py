@@ -5,6 +5,7 @@ and how much refinement matters is calibrated on held-out data.
 """
 
 from collections.abc import Sequence
+import itertools
 import time
 from typing import Any
 
@@ -16,6 +17,9 @@ from oat_jax import config as config_lib
 from oat_jax.policies.policy import Policy
 from oat_jax.policies.policy import Sampling
 from oat_jax.tokenizers import tokenizer as tokenizer_lib
+
+# A policy of more prefix lengths is measured at so many of them, and meets deadlines with those.
+MEASURED = 16
 
 
 class Anytime:
@@ -46,6 +50,8 @@ class Anytime:
     self._key = jax.random.key(seed)
     self._has_tokens = policy.prepare is not None
     self._ms: dict[tuple[int, str], dict[int, float]] = {}  # by batch size and stop
+    self._compiled: set[tuple[int, str]] = set()
+    self._calls = itertools.count()
 
     def act(params, batch, key, call, num_tokens, tolerance):
       key = jax.random.fold_in(key, call)
@@ -54,20 +60,22 @@ class Anytime:
     self._act = jax.jit(act)
 
   def measure(self, batch: batch_lib.Batch, stop: str = "", repeats: int = 50) -> dict[int, float]:
-    """Returns, and keeps for deadlines, the milliseconds of each prefix length at this batch size.
+    """Returns, and keeps for deadlines, the milliseconds of prefix lengths at this batch size.
 
     The 95th percentile of the wall time from a batch on the host to a chunk on the host, warm; the
-    prefixes take turns, so that all see the same machine. Takes `repeats` chunks of each. With
+    prefixes take turns, so that all see the same machine. Takes `repeats` chunks of each of them,
+    `MEASURED` evenly spaced ones where there are more: call it before the robot moves. With
     `stop`, a program of its own, chunks that end early make the times smaller: they are those of
     this batch.
     """
-    times: dict[int, list[float]] = {K: [] for K in self.policy.budgets}
+    budgets = self.policy.budgets
+    chosen = np.linspace(0, len(budgets) - 1, min(MEASURED, len(budgets))).round().astype(int)
+    times: dict[int, list[float]] = {budgets[x]: [] for x in chosen}
     for turn in range(repeats + 3):
       for K in times:
-        begin = time.perf_counter()
-        self.act(batch, num_tokens=K, stop=stop)
-        if turn >= 3:  # the first ones compile, and warm the caches
-          times[K].append(1e3 * (time.perf_counter() - begin))
+        _, info = self.act(batch, num_tokens=K, stop=stop, call=0)
+        if turn >= 3:  # the first ones warm the caches
+          times[K].append(info["ms"])
     found = {K: float(np.percentile(ms, 95)) for K, ms in times.items()}
     self._ms[len(batch["dataset"]), stop] = found
     return found
@@ -79,7 +87,7 @@ class Anytime:
     num_tokens: int | None = None,
     deadline_ms: float | None = None,
     stop: str = "",
-    call: int = 0,
+    call: int | None = None,
   ) -> tuple[np.ndarray, dict[str, Any]]:
     """Returns chunks (B, C, A) in the dataset's units, and info; waits for them.
 
@@ -90,11 +98,12 @@ class Anytime:
         Measures first, where that was not done for this batch size and `stop`. Where not even the
         shortest prefix fits, that is taken.
       stop: "" or "refinement": each row ends where the tokens behind it are not expected to matter.
-      call: another number draws other tokens, where sampling is random.
+      call: another number draws other tokens, or other noise; counted from 0 by itself if None.
 
     Returns:
-      chunks, and {"num_tokens": int32 (B,), "ms": what the call took, "deadline_met": whether a
-      prefix fits the deadline; true without one}, with what `Policy.act` says.
+      chunks, and {"num_tokens": int32 (B,), "ms": what the call took without compiling,
+      "deadline_met": whether a prefix fits the deadline; true without one}, with what `Policy.act`
+      says.
 
     Raises:
       ValueError: what is observed does not fit the policy, or an argument is out of its range.
@@ -112,15 +121,20 @@ class Anytime:
       fitting = [K for K, ms in measured.items() if ms <= deadline_ms and K <= budget]
       met = bool(fitting)
       budget = max(fitting, default=self.policy.budgets[0])  # every policy's first budget is 1
-    begin = time.perf_counter()
-    actions_BCA, info = self._act(
+    arguments = (
       self._params,
       {name: batch[name] for name in batch_lib.ACTING},
       self._key,
-      np.uint32(call),
+      np.uint32(next(self._calls) if call is None else call),
       np.int32(budget) if self._has_tokens else None,
       np.float32(self._tolerance) if stop else None,
     )
+    program = len(batch["dataset"]), stop
+    if program not in self._compiled:
+      jax.block_until_ready(self._act(*arguments))
+      self._compiled.add(program)
+    begin = time.perf_counter()
+    actions_BCA, info = self._act(*arguments)
     actions_BCA, info = np.asarray(actions_BCA), jax.device_get(info)
     spent = {"num_tokens": np.zeros(len(actions_BCA), np.int32)} | info
     ms = 1e3 * (time.perf_counter() - begin)
@@ -142,6 +156,8 @@ def calibrate(expected_WX: np.ndarray, budgets: Sequence[int], mean_tokens: floa
       f"the expected changes have shape {list(expected_WX.shape)}; {len(budgets)} columns, one for "
       f"each of the prefix lengths {tuple(budgets)}, are needed"
     )
+  if not len(expected_WX) or not np.isfinite(expected_WX).all():
+    raise ValueError("the expected changes have no rows, or hold NaN or infinity")
   config_lib.between(mean_tokens, budgets[0], budgets[-1], "mean_tokens")
   candidates = np.concatenate([[0.0], np.unique(expected_WX)])
   low, high = 0, len(candidates) - 1  # with the largest, every row ends at once

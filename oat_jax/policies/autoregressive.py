@@ -161,6 +161,12 @@ def make(config: Config, spec: BatchSpec, statistics: Any, tokenizer: Tokenizer 
     raise ValueError(
       "an autoregressive policy needs a tokenizer: set config.tokenizer to its working directory"
     )
+  for name in ("action_horizon", "action_dim"):
+    own, other = getattr(spec, name), getattr(tokenizer.spec, name)
+    if own != other:
+      raise ValueError(
+        f"the policy's {name} is {own}, its tokenizer's {other}; take a tokenizer of such chunks"
+      )
   N, V = tokenizer.max_tokens, tokenizer.vocab_size
   bos = V
   sizes = np.diff((0, *tokenizer.budgets)).tolist() if config.by_block else [1] * N

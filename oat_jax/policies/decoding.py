@@ -61,7 +61,7 @@ def blocks(sizes: Sequence[int]) -> Blocks:
   if min(sizes, default=0) < 1 or list(sizes) != sorted(sizes):
     raise ValueError(
       f"the blocks of tokens have sizes {sizes}; a policy that generates blocks needs sizes that "
-      "never fall, e.g. (1, 1, 2, 4)"
+      "never fall, e.g. (1, 1, 2, 4), or config.model.by_block=False"
     )
   ends = list(itertools.accumulate(sizes))
   source = []

@@ -188,19 +188,26 @@ def act_latency_ms(
 ) -> dict[str, dict[str, float]]:
   """Returns {K: {mean, p50, p95}}: wall milliseconds from observation to chunk, batch size 1, warm.
 
+  Where a chunk ends when it will, by a tolerance or by tokens of varying length, each call sees
+  another held-out window; else all see one of random numbers.
+
   Args:
     actor: who acts.
     budgets: each K.
-    tolerances: with which K tokens are spent on average; then each call sees another held-out
-      window, because they end at different tokens.
+    tolerances: with which K tokens are spent on average.
   """
-  calls = 100
-  if tolerances is None:
+  calls, tokenizer = 100, actor.trained.tokenizer
+  if tolerances is not None or (tokenizer is not None and tokenizer.pad_id is not None):
+    batches = [batch for batch, _ in actor.held_out(calls, 1)]
+  else:
     made = batch_lib.fake(actor.spec, 1)
-    batch = {name: made[name] for name in batch_lib.ACTING}
-    return {str(K): rollout.latency_ms([lambda K=K: actor(batch, K)] * calls) for K in budgets}
-  batches = [batch for batch, _ in actor.held_out(calls, 1)]
-  act = lambda batch, K: actor(batch, actor.max_tokens, tolerance=tolerances[str(K)])
+    batches = [{name: made[name] for name in batch_lib.ACTING}] * calls
+
+  def act(batch, K):
+    if tolerances is None:
+      return actor(batch, K)
+    return actor(batch, actor.max_tokens, tolerance=tolerances[str(K)])
+
   return {
     str(K): rollout.latency_ms([lambda batch=batch, K=K: act(batch, K) for batch in batches])
     for K in budgets

@@ -146,9 +146,7 @@ def run(
     ValueError, FileNotFoundError: what is asked for does not fit, or a directory holds another run.
   """
   config = config_lib.freeze(Config, values)
-  for stage in stages:
-    config_lib.choose(stage, STAGES, "stage")
-  env_lib.suite(config.suite)
+  check_stages(config, stages)
   out, chosen = pathlib.Path(out), check_methods(config, methods)
   place = pathlib.Path(data) if data else out / "data"
   training_runs(config, place, chosen)
@@ -190,6 +188,13 @@ def run(
   return out / "report"
 
 
+def check_stages(config: Config, stages: Sequence[str]) -> None:
+  """Raises ValueError for a stage or a suite that there is not."""
+  for stage in stages:
+    config_lib.choose(stage, STAGES, "stage")
+  env_lib.suite(config.suite)
+
+
 def check_methods(config: Config, methods: Sequence[str]) -> tuple[str, ...]:
   """Returns the methods asked for; ValueError for one that there is not."""
   for name in methods:
@@ -204,21 +209,24 @@ def commands(
   values: Mapping[str, Any],
   common: Sequence[str],
   *,
+  data: str | os.PathLike = "",
   methods: Sequence[str] = (),
   seeds: Sequence[int] = (),
+  stages: Sequence[str] = STAGES,
 ) -> list[str]:
   """Returns shell commands that together do what `run` does, to be spread over machines.
 
-  The first makes the demonstrations. Then come the tokenizers, which need it, then the policies,
-  which need theirs; those of a group need nothing of each other. The last one, the report, needs
-  all of them.
+  The first makes the demonstrations, unless there is `data`. Then come the tokenizers, which need
+  them, then the policies, which need theirs; those of a group need nothing of each other. The last
+  one, the report, needs all of them.
 
   Args:
     values: of `Config`.
     common: what every command begins with.
-    methods, seeds: as in `run`.
+    data, methods, seeds, stages: as in `run`.
   """
   config = config_lib.freeze(Config, values)
+  check_stages(config, stages)
   line = lambda *more: shlex.join([*common, *more])
   chosen, seeds = check_methods(config, methods), tuple(seeds) or config.seeds
   of_all = [f"--methods={','.join(chosen)}", f"--seeds={','.join(map(str, seeds))}"]
@@ -228,22 +236,25 @@ def commands(
   for name in chosen:
     first.setdefault(config.method(name).tokenizer, name)
   every_seed = f"--seeds={','.join(map(str, seeds))}"
-  of_tokenizers = [
-    line(f"--methods={name}", every_seed, "--stages=tokenizers")
-    for tokenizer, name in first.items()
-    if tokenizer
-  ]
-  of_policies = [
-    line(f"--methods={name}", f"--seeds={seed}", "--stages=policies,evaluate")
-    for seed in seeds
-    for name in chosen
-  ]
-  return [
-    line("--stages=collect"),
-    *of_tokenizers,
-    *of_policies,
-    line(*of_all, "--stages=report"),
-  ]
+  found = {
+    "collect": [] if data else [line("--stages=collect")],
+    "tokenizers": [
+      line(f"--methods={name}", every_seed, "--stages=tokenizers")
+      for tokenizer, name in first.items()
+      if tokenizer
+    ],
+    "policies": [],
+    "report": [line(*of_all, "--stages=report")],
+  }
+  acting = [stage for stage in ("policies", "evaluate") if stage in stages]
+  if acting:
+    found["policies"] = [
+      line(f"--methods={name}", f"--seeds={seed}", f"--stages={','.join(acting)}")
+      for seed in seeds
+      for name in chosen
+    ]
+  wanted = (*stages, *["policies"] * bool(acting))
+  return [each for stage, lines in found.items() if stage in wanted for each in lines]
 
 
 def training_runs(
@@ -340,22 +351,18 @@ def _evaluate(job: Job, config: Config, out: pathlib.Path) -> None:
   """Evaluates fixed prefixes, and refinement where the policy has learned it."""
   checkpoint.check_done(job.workdir, job.run.steps, "policies")
   plan, target = config.evaluate, evaluations(job, out)
-  trained = models.load(job.workdir)
-  tokenizer = trained.tokenizer
-  budgets: tuple[int, ...] = (1,)
-  if tokenizer is not None:
-    ordered = tokenizer.prefix_decodable
-    budgets = plan.num_tokens if ordered else (tokenizer.max_tokens,)
   settings: dict[str, Any] = {
     "replans": plan.replans,
     "episodes": plan.episodes,
     "max_steps": plan.max_steps,
     "replace": True,
   }
-  make = lambda **more: evaluation.Evaluation(job.workdir, config.suite, **settings, **more)
-  make(num_tokens=budgets, out=target).run()
-  if plan.mean_tokens and getattr(trained.model, "refines", False):
-    make(num_tokens=plan.mean_tokens, stop="refinement", out=target / "refinement").run()
+  todo = policies_report.planned(models.load(job.workdir), dataclasses.asdict(plan))
+  for refinement, Ks in todo.items():
+    more: dict[str, Any] = {"num_tokens": Ks, "out": target}
+    if refinement:
+      more |= {"stop": "refinement", "out": target / "refinement"}
+    evaluation.Evaluation(job.workdir, config.suite, **settings, **more).run()
 
 
 def _facts(config: Config, data: pathlib.Path) -> dict[str, Any]:

@@ -100,7 +100,7 @@ class Evaluation:
       videos: as many failed episodes of each setting are written as OUT/videos/*.mp4, acted again
         with the actions that were executed. A setting whose videos are not there is run again.
       video_camera: the simulator's camera that videos look through.
-      out: the report's directory; `workdir`/report by default.
+      out: the report's directory; by default `workdir`/report, `refinement` in it with that stop.
       replace: give up a report of another model, other goals or versions that lies there.
 
     Raises:
@@ -198,7 +198,7 @@ class Evaluation:
     self._pairs = [
       pair for first in seeds for pair in rollout.assignments(suite.tasks, episodes, first)
     ]
-    self.target = pathlib.Path(workdir) / "report" if out is None else pathlib.Path(out)
+    self.target = pathlib.Path(workdir) / "report" / stop if out is None else pathlib.Path(out)
     self.settings: list[Setting] = []
     for R in replans:
       if ceiling:
@@ -341,7 +341,7 @@ def _differences(there: Any, facts: dict[str, Any]) -> str:
   except (KeyError, TypeError, AttributeError):
     return "evaluation.json is not a report"
   return "; ".join(
-    f"{name} {there['facts'].get(name)} there, {facts[name]} now" for name in differing
+    f"{name} {there['facts'].get(name)!r} there, {facts[name]!r} now" for name in differing
   )
 
 

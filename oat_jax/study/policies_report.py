@@ -10,8 +10,9 @@ import numpy as np
 
 from oat_jax.evaluate import report
 from oat_jax.evaluate import rollout
+from oat_jax.study import actor
 from oat_jax.study import clock
-from oat_jax.study import measure
+from oat_jax.study import latency
 from oat_jax.study import policies_figures
 from oat_jax.train import models
 from oat_jax.train import optimizer as optimizer_lib
@@ -33,6 +34,9 @@ class Setting(NamedTuple):
     return f"{self.method}{tokens}" + " on average" * self.refinement
 
 
+Rows = dict[Setting, dict[int, list[rollout.Episode]]]  # of each training seed
+
+
 def write(
   out: pathlib.Path,
   methods: Mapping[str, Runs],
@@ -43,39 +47,43 @@ def write(
   """Writes report/policies.json, policies.md and figures; returns the JSON's content.
 
   Raises:
-    FileNotFoundError: a method was not evaluated; the message says which stage to run.
+    FileNotFoundError, ValueError: a method was not evaluated, or not to the end, or otherwise; the
+      message says what to do.
   """
-  rows: dict[Setting, list[rollout.Episode]] = {}
-  of_methods, act_ms = {}, {}
-  goals = set()
+  rows: Rows = {}
+  loaded: dict[str, models.Trained] = {}  # each method's first run
+  calls: dict[Setting, latency.Call] = {}
+  of_methods, goals = {}, set()
   for name, runs in methods.items():
-    loaded = {seed: models.load(workdir) for seed, workdir, _ in runs}
-    of_methods[name] = _facts(name, runs, loaded, facts["policy"])
+    of_seeds = {seed: models.load(workdir) for seed, workdir, _ in runs}
+    loaded[name] = of_seeds[runs[0][0]]
+    of_methods[name] = _facts(name, runs, of_seeds, facts)
     for seed, _, directory in runs:
-      for refinement, folder in ((False, directory), (True, directory / "refinement")):
-        if refinement and not folder.exists():
-          continue
-        content = _read(folder, name, seed, loaded[seed], facts["evaluate"])
+      for refinement, Ks in planned(of_seeds[seed], facts["evaluate"]).items():
+        folder = directory / "refinement" if refinement else directory
+        content, found = _read(folder, name, seed, of_seeds[seed], facts["evaluate"], Ks)
         goals.add(content["facts"]["goals_never_demonstrated"])
-        for K, ms in content["facts"]["act_ms"].items():
-          typical = ms["mean" if refinement else "p50"]  # rows that end early differ in earnest
-          act_ms.setdefault(Setting(name, int(K), refinement), []).append(typical)
-        for row in report.episodes(content):
-          if row.replan in facts["evaluate"]["replans"]:
-            rows.setdefault(Setting(name, row.num_tokens, refinement), []).append(row)
+        for K in Ks:
+          setting = Setting(name, K, refinement)
+          rows.setdefault(setting, {})[seed] = [row for row in found if row.num_tokens == K]
+          tolerance = content["facts"]["tolerances"][str(K)] if refinement else None
+          calls.setdefault(setting, latency.Call(name, K, tolerance))
+  act_ms, machine = latency.measure(
+    {name: actor.PolicyActor(trained) for name, trained in loaded.items()}, calls
+  )
   settings = [
     {
       "method": setting.method,
       "num_tokens": setting.K,
       "refinement": setting.refinement,
-      "tokens": float(np.mean([row.tokens for row in of])),
-      "act_ms": float(np.median(act_ms[setting])) if setting in act_ms else None,
-      "success": _by_replan(of),
+      "tokens": float(np.mean([row.tokens for of in by_seed.values() for row in of])),
+      "act_ms": act_ms[setting],
+      "success": _by_replan([row for of in by_seed.values() for row in of]),
     }
-    for setting, of in rows.items()
+    for setting, by_seed in rows.items()
   ]
   content = {
-    "facts": facts | {"machine": measure.machine(), "goals_new": goals == {"checked"}},
+    "facts": facts | {"milliseconds": machine, "goals_new": goals == {"checked"}},
     "methods": of_methods,
     "settings": settings,
     "differences": _pairs(rows, pairs) + _refinement(rows),
@@ -89,10 +97,35 @@ def write(
   return content
 
 
+def planned(trained: models.Trained, plan: Mapping[str, Any]) -> dict[bool, tuple[int, ...]]:
+  """Returns {whether rows stop by refinement: each K} that a policy is evaluated with.
+
+  Args:
+    trained: the policy.
+    plan: `num_tokens` and `mean_tokens` of the comparison's `evaluate`.
+  """
+  tokenizer = trained.tokenizer
+  if tokenizer is None:
+    return {False: (0,)}
+  ordered = tokenizer.prefix_decodable
+  found = {False: tuple(plan["num_tokens"]) if ordered else (tokenizer.max_tokens,)}
+  if plan["mean_tokens"] and getattr(trained.model, "refines", False):
+    found[True] = tuple(plan["mean_tokens"])
+  return found
+
+
 def _read(
-  folder: pathlib.Path, name: str, seed: int, trained: models.Trained, plan: Mapping[str, Any]
-) -> Any:
-  """Returns a report's content; raises where there is none, or it is not of this run and plan."""
+  folder: pathlib.Path,
+  name: str,
+  seed: int,
+  trained: models.Trained,
+  plan: Mapping[str, Any],
+  Ks: Sequence[int],
+) -> tuple[Any, list[rollout.Episode]]:
+  """Returns a report's content, and its rows of the plan.
+
+  Raises where there is none, where it is of another run or plan, and where settings are missing.
+  """
   path = folder / "evaluation.json"
   if not path.exists():
     raise FileNotFoundError(f"{path}: '{name}' of seed {seed} has no report; run stage 'evaluate'")
@@ -103,19 +136,25 @@ def _read(
     "max_steps": plan["max_steps"],
   }
   there = {key: content["facts"].get(key) for key in wanted}
-  replans = {row.replan for row in report.episodes(content)}
-  if there != wanted or not replans >= set(plan["replans"]):
+  if there != wanted:
     raise ValueError(
-      f"{path} is of another evaluation: {there}, R={sorted(replans)} there; {wanted}, "
-      f"R={sorted(plan['replans'])} now; run stage 'evaluate' again"
+      f"{path} is of another evaluation: {there} there, {wanted} now; run stage 'evaluate' again"
     )
-  return content
+  rows = report.episodes(content)
+  known = {(row.num_tokens, row.replan) for row in rows}
+  missing = [f"K={K} R={R}" for R in plan["replans"] for K in Ks if (K, R) not in known]
+  if missing:
+    raise ValueError(
+      f"{path}: '{name}' of seed {seed} lacks {', '.join(missing)}; run stage 'evaluate' to its end"
+    )
+  return content, [row for row in rows if row.replan in plan["replans"]]
 
 
 def _facts(
-  name: str, runs: Runs, loaded: Mapping[int, models.Trained], budget: Mapping[str, Any]
+  name: str, runs: Runs, loaded: Mapping[int, models.Trained], facts: Mapping[str, Any]
 ) -> dict[str, Any]:
   """What there is to know of a method's runs; ValueError where their budget was another one."""
+  budget = facts["policy"]
   for seed, workdir, _ in runs:
     own = {key: getattr(loaded[seed].config, key) for key in ("steps", "batch_size")}
     if own != {key: budget[key] for key in own}:
@@ -124,16 +163,22 @@ def _facts(
         "or the same configuration"
       )
   trained = loaded[runs[0][0]]
-  seconds = [clock.read(workdir).get("cpu") for _, workdir, _ in runs]
-  known = [value for value in seconds if value]
+  tokenizers = [loaded[seed].config.tokenizer for seed, _, _ in runs]
   return {
     "model": trained.config.model["name"],
     "tokens": trained.tokenizer.max_tokens if trained.tokenizer else 0,
     "parameters": sum(x.size for x in jax.tree.leaves(optimizer_lib.trained(trained.params))),
     "seeds": [seed for seed, _, _ in runs],
-    "train_cpu_s": float(np.mean(known)) if known else None,
+    "train_cpu_s": _seconds([workdir for _, workdir, _ in runs]),
+    "tokenizer_cpu_s": _seconds([pathlib.Path(each) for each in tokenizers if each]),
     "checkpoint": "the last one, averaged parameters",
   }
+
+
+def _seconds(workdirs: Sequence[pathlib.Path]) -> float | None:
+  """Mean CPU seconds of runs; None where nothing is known of them."""
+  known = [value for value in (clock.read(workdir).get("cpu") for workdir in workdirs) if value]
+  return float(np.mean(known)) if known else None
 
 
 def _by_replan(rows: Sequence[rollout.Episode]) -> dict[str, Any]:
@@ -145,9 +190,7 @@ def _by_replan(rows: Sequence[rollout.Episode]) -> dict[str, Any]:
   return found
 
 
-def _pairs(
-  rows: Mapping[Setting, list[rollout.Episode]], pairs: Sequence[tuple[str, ...]]
-) -> list[dict[str, Any]]:
+def _pairs(rows: Rows, pairs: Sequence[tuple[str, ...]]) -> list[dict[str, Any]]:
   """The differences that the config asks for, of those methods that were run, for every R."""
   found = []
   for names in pairs:
@@ -157,33 +200,46 @@ def _pairs(
   return found
 
 
-def _setting(rows: Mapping[Setting, Any], text: str) -> Setting | None:
-  """Returns the setting that "METHOD@K" means; without K that of the most tokens."""
+def _setting(rows: Rows, text: str) -> Setting | None:
+  """Returns the setting that "METHOD@K" means, without K that of the most tokens.
+
+  None where the method was not run; ValueError where it was, but not with so many tokens.
+  """
   name, _, K = text.partition("@")
   own = [each for each in rows if each.method == name and not each.refinement]
-  return max((each for each in own if not K or each.K == int(K)), default=None)
+  chosen = [each for each in own if not K or each.K == int(K)]
+  if own and not chosen:
+    raise ValueError(
+      f"config.pairs holds '{text}'; {name} was evaluated with K of "
+      f"{', '.join(str(each.K) for each in own)}"
+    )
+  return max(chosen, default=None)
 
 
-def _refinement(rows: Mapping[Setting, list[rollout.Episode]]) -> list[dict[str, Any]]:
+def _refinement(rows: Rows) -> list[dict[str, Any]]:
   """Refinement against the fixed prefix of as many tokens, and what was spent in the episodes."""
   found = []
-  for setting in rows:
+  for setting, by_seed in rows.items():
     fixed = setting._replace(refinement=False)
     if setting.refinement and fixed in rows:
       for each in _differences(rows, setting, fixed):
-        spent = [row.tokens for row in rows[setting] if row.replan == each["replan"]]
+        spent = [
+          row.tokens for of in by_seed.values() for row in of if row.replan == each["replan"]
+        ]
         found.append(each | {"tokens": float(np.mean(spent))})
   return found
 
 
-def _differences(
-  rows: Mapping[Setting, list[rollout.Episode]], one: Setting, other: Setting
-) -> list[dict[str, Any]]:
+def _differences(rows: Rows, one: Setting, other: Setting) -> list[dict[str, Any]]:
+  """Over all training seeds together, and the mean of each."""
   found = []
-  for R in sorted({row.replan for row in rows[one]}):
-    of = [[row for row in rows[each] if row.replan == R] for each in (one, other)]
+  seeds = [seed for seed in rows[one] if seed in rows[other]]
+  for R in sorted({row.replan for row in rows[one][seeds[0]]}):
+    of = lambda setting, seed, R=R: [row for row in rows[setting][seed] if row.replan == R]
+    pooled = [[row for seed in seeds for row in of(setting, seed)] for setting in (one, other)]
+    by_seed = [report.paired_difference(of(one, seed), of(other, seed))["mean"] for seed in seeds]
     names = {"first": one.title, "second": other.title, "replan": R}
-    found.append(names | report.paired_difference(*of))
+    found.append(names | report.paired_difference(*pooled) | {"by_seed": by_seed})
   return found
 
 
@@ -204,7 +260,10 @@ def _markdown(content: Mapping[str, Any], figures: Sequence[tuple[str, str]]) ->
     f"{plan['max_steps']} steps. The last checkpoint of each run is evaluated. Success in %, with "
     "95 % Wilson intervals, which take goals of several training seeds for independent; R: steps "
     f"executed of each chunk of {facts['action_horizon']}; ms: wall time from observation to "
-    "chunk, batch 1, median; of refinement, where chunks differ, the mean.",
+    "chunk, batch 1, all methods in turns on the same held-out windows, mean over them, on "
+    f"{facts['milliseconds']['processor']}, which takes "
+    f"{facts['milliseconds']['calibration_matmul1024_wall_ms']:.0f} ms for a product of two "
+    "1024 x 1024 matrices.",
     "",
     "| method | tokens spent | " + " | ".join(f"R={R}" for R in replans) + " | ms |",
     "|---" * (len(replans) + 3) + "|",
@@ -212,23 +271,32 @@ def _markdown(content: Mapping[str, Any], figures: Sequence[tuple[str, str]]) ->
   for each in content["settings"]:
     name = each["method"] + ", refinement" * each["refinement"]
     cells = [report.percent(each["success"][R]["overall"]) for R in replans]
-    ms = "" if each["act_ms"] is None else f"{each['act_ms']:.2f}"
     tokens = f"{each['tokens']:.4g}" if each["num_tokens"] else "-"
-    lines.append(f"| {name} | {tokens} | {' | '.join(cells)} | {ms} |")
+    lines.append(f"| {name} | {tokens} | {' | '.join(cells)} | {each['act_ms']:.2f} |")
   lines += [
     "",
-    "| method | parameters | tokens of a chunk | CPU seconds to train |",
-    "|---|---|---|---|",
+    "| method | parameters | tokens of a chunk | CPU seconds of the policy | of its tokenizer |",
+    "|---|---|---|---|---|",
   ]
   for name, each in methods.items():
-    seconds = "" if each["train_cpu_s"] is None else f"{each['train_cpu_s']:,.0f}"
-    lines.append(f"| {name} | {each['parameters']:,} | {each['tokens'] or '-'} | {seconds} |")
-  lines += ["", "## Differences of success, paired by goal, with 95 % bootstrap intervals", ""]
+    both = (each[key] for key in ("train_cpu_s", "tokenizer_cpu_s"))
+    policy, tokenizer = ("" if value is None else f"{value:,.0f}" for value in both)
+    parts = (name, f"{each['parameters']:,}", each["tokens"] or "-", policy, tokenizer)
+    lines.append(f"| {' | '.join(map(str, parts))} |")
+  lines += [
+    "",
+    "## Differences of success, paired by goal",
+    "",
+    "95 % bootstrap intervals over goals, of these training runs: what other training seeds would "
+    "change is not in them. In brackets each seed's own difference.",
+    "",
+  ]
   for each in content["differences"]:
     names = f"{each['first']} less {each['second']}, R={each['replan']}"
     if "tokens" in each:
       names += f" (spent: {each['tokens']:.2f} tokens a chunk)"
-    lines.append(f"- {names}: {report.points(each)}")
+    by_seed = ", ".join(f"{100 * value:+.0f}" for value in each["by_seed"])
+    lines.append(f"- {names}: {report.points(each)}" + f" [{by_seed}]" * (len(each["by_seed"]) > 1))
   lines += [""] + [f"![{caption}]({file})" for caption, file in figures]
   lines += ["", "```json", json.dumps(facts, indent=2), "```", ""]
   return "\n".join(lines)

@@ -58,20 +58,22 @@ def evaluate(
   whole.check_rendering()
   _, R, _ = whole.settings[0]
   K = max(K for _, _, K in whole.settings)
-  rates = {}
-  for step in checkpoint.steps(workdir):
+  of_step = lambda step: evaluation.Evaluation(
+    workdir,
+    suite_name,
+    num_tokens=(max(K, 1),),
+    replans=(R,),
+    episodes=select_episodes,
+    seeds=(select,),
+    step=step,
+    out=whole.target / "selection" / str(step),
+    **{name: settings[name] for name in _SHARED if name in settings},
+  )
+  rates, steps = {}, checkpoint.steps(workdir)
+  of_step(steps[0])  # what is wrong with the selection's own settings, too
+  for step in steps:
     print(f"selection: step {step}", flush=True)
-    content = evaluation.Evaluation(
-      workdir,
-      suite_name,
-      num_tokens=(max(K, 1),),
-      replans=(R,),
-      episodes=select_episodes,
-      seeds=(select,),
-      step=step,
-      out=whole.target / "selection" / str(step),
-      **{name: settings[name] for name in _SHARED if name in settings},
-    ).run()
+    content = of_step(step).run()
     by_replan = next(iter(content["success"].values()))
     rates[step] = by_replan[str(R)]["overall"][str(K)]
   best = choose(rates)

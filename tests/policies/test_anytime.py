@@ -72,20 +72,31 @@ def test_a_deadline_that_nothing_meets_takes_one_token_and_says_so(robot, monkey
 
 
 def test_what_is_measured_is_the_time_that_acting_takes(policy, params, monkeypatch):
-  robot = anytime.Anytime(policy, params)
-  now, costs = [0.0], {}
+  robot, costs = anytime.Anytime(policy, params), {}
 
-  def act(*args, **settings):
-    K = settings["num_tokens"]
-    costs[K] = costs.get(K, -1) + 1
-    now[0] += 1e-3 * (K + (100 if costs[K] < 3 else 0))  # compiling
-    return None
+  def act(batch, *, num_tokens, stop, call):
+    costs[num_tokens] = costs.get(num_tokens, -1) + 1
+    return None, {"ms": num_tokens + (100 if costs[num_tokens] < 3 else 0)}  # cold caches
 
   monkeypatch.setattr(robot, "act", act)
-  monkeypatch.setattr(anytime.time, "perf_counter", lambda: now[0])
   measured = robot.measure(seen(), repeats=10)
   assert measured == pytest.approx({K: K for K in range(1, N + 1)})
   assert set(costs.values()) == {12}
+  monkeypatch.setattr(anytime, "MEASURED", 3)
+  assert list(robot.measure(seen(), repeats=1)) == [1, 5, 8]
+
+
+def test_compiling_is_not_in_the_milliseconds(policy, params, monkeypatch):
+  robot, now = anytime.Anytime(policy, params), [0.0]
+  act, seconds = robot._act, iter([100.0, 1.0, 2.0])  # the first call compiles
+
+  def takes(*arguments):
+    now[0] += next(seconds)
+    return act(*arguments)
+
+  monkeypatch.setattr(robot, "_act", takes)
+  monkeypatch.setattr(anytime.time, "perf_counter", lambda: now[0])
+  assert [robot.act(seen())[1]["ms"] for _ in range(2)] == [1000.0, 2000.0]
 
 
 def test_a_deadline_measures_by_itself_for_each_batch_size(policy, params, monkeypatch):
@@ -136,6 +147,8 @@ def test_draws_differ_by_call_only(policy, params):
   one, again, other = (robot.act(seen(4), call=call)[1]["tokens_BN"] for call in (1, 1, 2))
   np.testing.assert_array_equal(one, again)
   assert not np.array_equal(one, other)
+  counted = [robot.act(seen(4))[1]["tokens_BN"] for _ in range(3)]  # calls 0, 1, 2
+  np.testing.assert_array_equal(counted[1:], [one, other])
 
 
 def test_a_policy_without_tokens_acts_too():

@@ -1,5 +1,7 @@
 """The token policy: cached decoding is the full forward pass, causality, prefixes, its loss."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -231,3 +233,12 @@ def test_golden_first_step_and_falling_loss(tokenizer):
   first = {name: rows[0][name] for name in ("loss", "grad_norm")}
   assert first == pytest.approx({"loss": 6.9784298, "grad_norm": 0.53412676}, rel=1e-4)
   assert rows[-1]["loss"] < 0.5 * rows[0]["loss"]
+
+
+@pytest.mark.parametrize("field, value", [("action_dim", 5), ("action_horizon", 16)])
+def test_a_tokenizer_of_other_chunks_is_refused(field, value):
+  other = tiny.tokenizer(dataclasses.replace(SPEC, **{field: value}))
+  with pytest.raises(
+    ValueError, match=rf"{field} is {getattr(SPEC, field)}, its tokenizer's {value}"
+  ):
+    tiny.policy(SPEC, other)

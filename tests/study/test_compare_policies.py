@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 
 from matplotlib import image
 import numpy as np
@@ -11,6 +12,7 @@ import tiny
 from oat_jax import config as config_lib
 from oat_jax.envs import env as env_lib
 from oat_jax.envs import vector
+from oat_jax.evaluate import rollout
 from oat_jax.study import compare_policies
 from oat_jax.study import policies_report
 from oat_jax.train import loop
@@ -169,6 +171,47 @@ def test_the_page_and_its_pictures(compared):
     assert f"({file})" in text and image.imread(compared / "report" / file).std() > 0.05
 
 
+def test_a_difference_is_the_first_less_the_second_and_each_seed_s():
+  """One solves 3 of 4 goals with seed 0 and all with seed 1; the other half of them, then none."""
+
+  def rows(method, seeds):
+    episode = lambda seed, won: rollout.Episode(method, 8, 4, "push", seed, won, 5, 2, 8.0, 1.0)
+    return {seed: [episode(*each) for each in enumerate(won)] for seed, won in seeds.items()}
+
+  one, other = (policies_report.Setting(name, 8, False) for name in ("one", "other"))
+  found = policies_report._differences(
+    {
+      one: rows("one", {0: [1, 1, 1, 0], 1: [1, 1, 1, 1]}),
+      other: rows("other", {0: [1, 1, 0, 0], 1: [0, 0, 0, 0]}),
+    },
+    one,
+    other,
+  )
+  assert [(each["first"], each["second"]) for each in found] == [("one 8 tokens", "other 8 tokens")]
+  assert found[0]["by_seed"] == [0.25, 1.0] and found[0]["mean"] == pytest.approx(0.625)
+  assert 0.25 <= found[0]["low"] <= 0.625 <= found[0]["high"] <= 1
+
+
+def test_settings_that_are_missing_are_named(compared, data, simulator, tmp_path):
+  """Of an evaluation that was stopped, and of a pair that was not evaluated."""
+  out = tmp_path / "out"
+  shutil.copytree(compared, out)
+  path = out / "evaluations/oat/seed1/evaluation.json"
+  content = json.loads(path.read_text())
+  content["episodes"] = [
+    row for row in content["episodes"] if (row["num_tokens"], row["replan"]) != (8, 8)
+  ]
+  path.write_text(json.dumps(content))
+  run = lambda **changes: compare_policies.run(
+    values(**changes), out, data=data, methods=("oat",), stages=("report",)
+  )
+  with pytest.raises(ValueError, match="'oat' of seed 1 lacks K=8 R=8; run stage 'evaluate'"):
+    run()
+  shutil.copy(compared / "evaluations/oat/seed1/evaluation.json", path)
+  with pytest.raises(ValueError, match="'oat@3'; oat was evaluated with K of 1, 8"):
+    run(pairs=(("oat@8", "oat@3"),))
+
+
 def test_two_seeds_of_a_method_are_pooled(compared, data, simulator):
   compare_policies.run(values(), compared, data=data, methods=("oat", "floor"), stages=("report",))
   content = json.loads((compared / "report/policies.json").read_text())
@@ -262,7 +305,7 @@ def test_a_report_is_of_the_runs_and_evaluations_that_the_config_says(compared, 
     report(policy=policy | {"steps": 9})
   with pytest.raises(ValueError, match="is of another evaluation.*run stage 'evaluate' again"):
     report(evaluate=values()["evaluate"] | {"episodes": 4})
-  with pytest.raises(ValueError, match="R=.4, 8. there; .* R=.2. now"):
+  with pytest.raises(ValueError, match="seed 0 lacks K=0 R=2; run stage 'evaluate'"):
     report(evaluate=values()["evaluate"] | {"replans": (2,)})
 
 
