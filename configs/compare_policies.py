@@ -9,7 +9,9 @@ Variants (the part behind the colon; --observations chooses among the first two)
 
 Steps, batch and optimiser are one for all policies, and one for all tokenizers, because they are
 said once; the transformers of the policies have one width, the regression MLP its own.
-docs/policies.md has the figures of state, but for Bin and FAST; rgb was run for a few steps only.
+docs/policies.md has the figures: of state, 84 % of goals with OAT's 8 tokens, 8 steps of each chunk
+executed; of rgb, 27 %. One seed of all methods takes 2.5 hours on two cores from states, most
+of it for Bin and FAST.
 """
 
 import pathlib

@@ -36,7 +36,7 @@ _PROCESSES = flags.DEFINE_integer("processes", None, "Simulator processes; one p
 _VIDEOS = flags.DEFINE_integer("videos", 0, "Failed episodes of each setting to write as mp4.")
 _VIDEO_CAMERA = flags.DEFINE_string("video_camera", "corner2", "Camera of the videos.")
 _REPLACE = flags.DEFINE_bool("replace", False, "Give up a report in OUT of another evaluation.")
-_OUT = flags.DEFINE_string("out", None, "Report directory; WORKDIR/report by default.")
+_OUT = flags.DEFINE_string("out", None, "Of the report; WORKDIR/report[/STOP] by default.")
 
 
 def main() -> None:
