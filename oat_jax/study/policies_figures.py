@@ -92,7 +92,9 @@ def _curves(
         rate, around = _rates(own, R)
         look = dict(style[name])
         if refinement:
-          look |= {"marker": "*", "ms": 11, "ls": "", "label": f"{name}, refinement"}
+          inside = look["color"] if look["ls"] == "-" else "white"  # as the lines differ
+          look |= {"marker": "*", "ms": 11, "ls": "", "mfc": inside}
+          look["label"] = f"{name}, refinement"
         x = [each[key] for each in own]
         axis.errorbar(x, rate, around, capsize=2, lw=1.3, elinewidth=0.7, **look)
     axis.set_xscale("log")
