@@ -1,6 +1,6 @@
 """Who acts in an evaluation: a trained policy, a tokenizer over the expert's chunks, the expert."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import functools
 import itertools
 import time
@@ -118,6 +118,13 @@ class PolicyActor:
     actions_BCA, num_tokens_B = map(np.asarray, self._act(*arguments))
     return rollout.Acted(actions_BCA, num_tokens_B, 1e3 * (time.perf_counter() - begin))
 
+  def at(
+    self, num_tokens: int, tolerance: float | None = None
+  ) -> Callable[[dict[str, Any]], rollout.Acted]:
+    """Returns what acts at one setting: `num_tokens`, or all that each row needs by a tolerance."""
+    budget = num_tokens if tolerance is None else self.max_tokens
+    return lambda batch: self(batch, budget, tolerance=tolerance)
+
   def driver(
     self, tasks: Sequence[str], num_tokens: int, tolerance: float | None = None
   ) -> rollout.Act:
@@ -202,16 +209,11 @@ def act_latency_ms(
   else:
     made = batch_lib.fake(actor.spec, 1)
     batches = [{name: made[name] for name in batch_lib.ACTING}] * calls
-
-  def act(batch, K):
-    if tolerances is None:
-      return actor(batch, K)
-    return actor(batch, actor.max_tokens, tolerance=tolerances[str(K)])
-
-  return {
-    str(K): rollout.latency_ms([lambda batch=batch, K=K: act(batch, K) for batch in batches])
-    for K in budgets
-  }
+  found = {}
+  for K in budgets:
+    act = actor.at(K, None if tolerances is None else tolerances[str(K)])
+    found[str(K)] = rollout.latency_ms([functools.partial(act, batch) for batch in batches])
+  return found
 
 
 def known_as(

@@ -146,8 +146,7 @@ def run(
     ValueError, FileNotFoundError: what is asked for does not fit, or a directory holds another run.
   """
   config = config_lib.freeze(Config, values)
-  check_stages(config, stages)
-  out, chosen = pathlib.Path(out), check_methods(config, methods)
+  out, chosen = pathlib.Path(out), check(config, methods, stages)
   place = pathlib.Path(data) if data else out / "data"
   training_runs(config, place, chosen)
   if {"evaluate", "collect"} & set(stages):
@@ -188,15 +187,11 @@ def run(
   return out / "report"
 
 
-def check_stages(config: Config, stages: Sequence[str]) -> None:
-  """Raises ValueError for a stage or a suite that there is not."""
+def check(config: Config, methods: Sequence[str], stages: Sequence[str]) -> tuple[str, ...]:
+  """Returns the methods asked for; ValueError for one, or a stage or suite, that there is not."""
   for stage in stages:
     config_lib.choose(stage, STAGES, "stage")
   env_lib.suite(config.suite)
-
-
-def check_methods(config: Config, methods: Sequence[str]) -> tuple[str, ...]:
-  """Returns the methods asked for; ValueError for one that there is not."""
   for name in methods:
     if name not in config.methods:
       near = difflib.get_close_matches(name, config.methods, n=1)
@@ -226,9 +221,8 @@ def commands(
     data, methods, seeds, stages: as in `run`.
   """
   config = config_lib.freeze(Config, values)
-  check_stages(config, stages)
   line = lambda *more: shlex.join([*common, *more])
-  chosen, seeds = check_methods(config, methods), tuple(seeds) or config.seeds
+  chosen, seeds = check(config, methods, stages), tuple(seeds) or config.seeds
   of_all = [f"--methods={','.join(chosen)}", f"--seeds={','.join(map(str, seeds))}"]
   # A tokenizer is trained for the first method that needs it; a fitted one has no seeds, so one
   # command makes it for all.
@@ -236,25 +230,25 @@ def commands(
   for name in chosen:
     first.setdefault(config.method(name).tokenizer, name)
   every_seed = f"--seeds={','.join(map(str, seeds))}"
-  found = {
-    "collect": [] if data else [line("--stages=collect")],
-    "tokenizers": [
+  lines = []
+  if "collect" in stages and not data:
+    lines.append(line("--stages=collect"))
+  if "tokenizers" in stages:
+    lines += [
       line(f"--methods={name}", every_seed, "--stages=tokenizers")
       for tokenizer, name in first.items()
       if tokenizer
-    ],
-    "policies": [],
-    "report": [line(*of_all, "--stages=report")],
-  }
-  acting = [stage for stage in ("policies", "evaluate") if stage in stages]
+    ]
+  acting = ",".join(stage for stage in ("policies", "evaluate") if stage in stages)
   if acting:
-    found["policies"] = [
-      line(f"--methods={name}", f"--seeds={seed}", f"--stages={','.join(acting)}")
+    lines += [
+      line(f"--methods={name}", f"--seeds={seed}", f"--stages={acting}")
       for seed in seeds
       for name in chosen
     ]
-  wanted = (*stages, *["policies"] * bool(acting))
-  return [each for stage, lines in found.items() if stage in wanted for each in lines]
+  if "report" in stages:
+    lines.append(line(*of_all, "--stages=report"))
+  return lines
 
 
 def training_runs(

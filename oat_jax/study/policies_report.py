@@ -34,6 +34,7 @@ class Setting(NamedTuple):
     return f"{self.method}{tokens}" + " on average" * self.refinement
 
 
+WINDOWS = 50  # held-out ones, on which milliseconds are measured
 Rows = dict[Setting, dict[int, list[rollout.Episode]]]  # of each training seed
 
 
@@ -51,13 +52,13 @@ def write(
       message says what to do.
   """
   rows: Rows = {}
-  loaded: dict[str, models.Trained] = {}  # each method's first run
-  calls: dict[Setting, latency.Call] = {}
+  actors: dict[str, actor.PolicyActor] = {}  # each method's first run
+  acts: dict[Setting, Any] = {}
   of_methods, goals = {}, set()
   for name, runs in methods.items():
     of_seeds = {seed: models.load(workdir) for seed, workdir, _ in runs}
-    loaded[name] = of_seeds[runs[0][0]]
-    of_methods[name] = _facts(name, runs, of_seeds, facts)
+    actors[name] = actor.PolicyActor(of_seeds[runs[0][0]])
+    of_methods[name] = _facts(name, runs, of_seeds, facts["policy"])
     for seed, _, directory in runs:
       for refinement, Ks in planned(of_seeds[seed], facts["evaluate"]).items():
         folder = directory / "refinement" if refinement else directory
@@ -67,10 +68,9 @@ def write(
           setting = Setting(name, K, refinement)
           rows.setdefault(setting, {})[seed] = [row for row in found if row.num_tokens == K]
           tolerance = content["facts"]["tolerances"][str(K)] if refinement else None
-          calls.setdefault(setting, latency.Call(name, K, tolerance))
-  act_ms, machine = latency.measure(
-    {name: actor.PolicyActor(trained) for name, trained in loaded.items()}, calls
-  )
+          acts.setdefault(setting, actors[name].at(K, tolerance))
+  seen = next(iter(actors.values())).held_out(WINDOWS, 1)  # one data for all
+  act_ms, machine = latency.measure(acts, [batch for batch, _ in seen])
   settings = [
     {
       "method": setting.method,
@@ -151,10 +151,9 @@ def _read(
 
 
 def _facts(
-  name: str, runs: Runs, loaded: Mapping[int, models.Trained], facts: Mapping[str, Any]
+  name: str, runs: Runs, loaded: Mapping[int, models.Trained], budget: Mapping[str, Any]
 ) -> dict[str, Any]:
   """What there is to know of a method's runs; ValueError where their budget was another one."""
-  budget = facts["policy"]
   for seed, workdir, _ in runs:
     own = {key: getattr(loaded[seed].config, key) for key in ("steps", "batch_size")}
     if own != {key: budget[key] for key in own}:
@@ -237,7 +236,8 @@ def _differences(rows: Rows, one: Setting, other: Setting) -> list[dict[str, Any
   for R in sorted({row.replan for row in rows[one][seeds[0]]}):
     of = lambda setting, seed, R=R: [row for row in rows[setting][seed] if row.replan == R]
     pooled = [[row for seed in seeds for row in of(setting, seed)] for setting in (one, other)]
-    by_seed = [report.paired_difference(of(one, seed), of(other, seed))["mean"] for seed in seeds]
+    success = lambda setting, seed, of=of: np.mean([row.success for row in of(setting, seed)])
+    by_seed = [float(success(one, seed) - success(other, seed)) for seed in seeds]
     names = {"first": one.title, "second": other.title, "replan": R}
     found.append(names | report.paired_difference(*pooled) | {"by_seed": by_seed})
   return found

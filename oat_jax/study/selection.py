@@ -1,6 +1,7 @@
 """Which checkpoint is evaluated: the newest, or the best on goals that are not reported."""
 
 from collections.abc import Mapping
+import itertools
 import os
 from typing import Any
 
@@ -70,10 +71,11 @@ def evaluate(
     **{name: settings[name] for name in _SHARED if name in settings},
   )
   rates, steps = {}, checkpoint.steps(workdir)
-  of_step(steps[0])  # what is wrong with the selection's own settings, too
-  for step in steps:
+  # The first is made now: what is wrong with the selection's own settings is said, too.
+  evaluations = itertools.chain([of_step(steps[0])], map(of_step, steps[1:]))
+  for step, each in zip(steps, evaluations):
     print(f"selection: step {step}", flush=True)
-    content = of_step(step).run()
+    content = each.run()
     by_replan = next(iter(content["success"].values()))
     rates[step] = by_replan[str(R)]["overall"][str(K)]
   best = choose(rates)
