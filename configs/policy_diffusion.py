@@ -24,7 +24,8 @@ def get_config(variant: str = "mt4") -> ConfigDict:
   config.tokenizer = ""
   config.model = ConfigDict()
   config.model.name = "diffusion"
-  for name in ("width", "head_width", "layers", "mlp_ratio", "dropout", "dtype", "observation"):
+  shared = ("width", "head_width", "layers", "mlp_ratio", "dropout", "dtype", "scan", "remat")
+  for name in (*shared, "observation"):
     config.model[name] = of_tokens[name]
   config.model.normalization = "min_max"
   config.model.train_steps = 100

@@ -27,6 +27,7 @@ def get_config(variant: str = "mt4") -> ConfigDict:
   config.init_from = ""
   config.steps = 3000
   config.batch_size = 128
+  config.accumulate = 1
   config.log_every = 100
   config.evaluate_every = 1000
   config.save_every = 1000
@@ -58,6 +59,8 @@ def get_config(variant: str = "mt4") -> ConfigDict:
   config.model.cumulative_weight = 0.0
   config.model.cumulative_dims = ()
   config.model.dtype = "float32"
+  config.model.scan = False
+  config.model.remat = "none"
 
   config.optimizer = ConfigDict()
   config.optimizer.learning_rate = 2e-3

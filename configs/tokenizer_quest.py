@@ -37,4 +37,6 @@ def get_config(variant: str = "mt4") -> ConfigDict:
   config.model.cumulative_weight = same.cumulative_weight
   config.model.cumulative_dims = same.cumulative_dims
   config.model.dtype = same.dtype
+  config.model.scan = same.scan
+  config.model.remat = same.remat
   return config

@@ -10,6 +10,10 @@ from typing import Any, TypeVar
 
 ConfigT = TypeVar("ConfigT")
 
+# What is kept of a scanned layer for the backward pass: everything, the products of matrices, or
+# only what went into the layer; the rest is computed again.
+REMAT = ("none", "dots", "full")
+
 
 def freeze(cls: type[ConfigT], values: Mapping[str, Any], where: str = "config") -> ConfigT:
   """Returns `cls(**values)`, nested dataclasses included, after checking every key and type.
@@ -115,14 +119,24 @@ def between(value: float, low: float, high: float, where: str) -> None:
     raise ValueError(f"{where} is {value}; it must be in {low}..{high}")
 
 
+def check_stack(model: Any, where: str) -> None:
+  """Raises ValueError unless `model.remat` is a policy, and of layers that are scanned."""
+  choose(model.remat, REMAT, f"{where}.remat")
+  if model.remat != "none" and not model.scan:
+    raise ValueError(
+      f"{where}.remat is '{model.remat}', but layers are not scanned; set {where}.scan"
+    )
+
+
 def check_transformer(model: Any, *layers: str) -> None:
   """Raises ValueError unless the sizes of a model's transformers fit.
 
   Args:
-    model: a `Config` with `width`, `head_width`, `mlp_ratio`, `dropout` and `dtype`.
+    model: a `Config` with `width`, `head_width`, `mlp_ratio`, `dropout`, `dtype`, `scan`, `remat`.
     layers: the names of its numbers of layers.
   """
   choose(model.dtype, ("float32", "bfloat16"), "config.model.dtype")
+  check_stack(model, "config.model")
   for name in ("width", "head_width", "mlp_ratio", *layers):
     at_least(getattr(model, name), 1, f"config.model.{name}")
   between(model.dropout, 0, 0.99, "config.model.dropout")

@@ -82,7 +82,7 @@ def mesh(*shape, devices=None):
   return mesh_lib.make_mesh(shape, (devices or jax.devices())[: int(np.prod(shape))])
 
 
-def trainer(model, init_args=(), config=None, on=None):
+def trainer(model, init_args=(), config=None, on=None, accumulate=1):
   """Returns run(batches, each=None) -> (state, [metrics of each step as floats]).
 
   Every run begins afresh, with the program compiled for the first one; `each(state)` is called
@@ -101,7 +101,9 @@ def trainer(model, init_args=(), config=None, on=None):
   first, shardings = state.create(make, model.axes(), tx, on)
   first = jax.device_get(first)
   update = getattr(model, "update", None)
-  train_step = step.compile_train_step(model.loss, tx, config, 0, on, shardings, update)
+  train_step = step.compile_train_step(
+    model.loss, tx, config, 0, on, shardings, update, accumulate
+  )
 
   def run(batches, each=None):
     at = jax.device_put(first, shardings)

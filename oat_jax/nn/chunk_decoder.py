@@ -31,6 +31,8 @@ class ChunkDecoder(nn.Module):
   dtype: Any = jnp.float32
   # Hidden width of an MLP from all latents to the queries, beside the attention; 0: none.
   shortcut: int = 0
+  scan: bool = False
+  remat: str = "none"
 
   def setup(self):
     D, P = self.width, self.horizon // self.patch
@@ -49,6 +51,8 @@ class ChunkDecoder(nn.Module):
       cross=True,
       dropout=self.dropout,
       dtype=self.dtype,
+      scan=self.scan,
+      remat=self.remat,
     )
     if self.shortcut:
       self.to_queries = linear.MLP(self.shortcut, P * D, dtype=self.dtype)

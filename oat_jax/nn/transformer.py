@@ -10,6 +10,7 @@ from oat_jax.nn import attention
 from oat_jax.nn import initializers
 from oat_jax.nn import linear
 from oat_jax.nn import partitioning
+from oat_jax.nn import stack
 from oat_jax.nn.attention import KeysValues
 
 
@@ -45,6 +46,9 @@ class Block(nn.Module):
     self.w_down_FD = self.param("w_down", initializers.fan_in("mlp", "embed"), (F, D))
     self.drop = nn.Dropout(self.dropout)
 
+  def cross_keys_values(self, memory_BMD):
+    return self.cross_attention.keys_values(memory_BMD)
+
   def __call__(self, x_BTD, mask_BTS, memory, cache, index, rows, deterministic):
     h_BTD = self.norm_self(x_BTD)
     keys_values = self.self_attention.keys_values(h_BTD)
@@ -70,7 +74,8 @@ class Transformer(nn.Module):
   """A stack of blocks and a last normalisation.
 
   Without dropout, a first layer whose input has batch size 1 (learned queries) computes its
-  self-attention once for the whole batch: the batch axis appears with the cross-attention.
+  self-attention once for the whole batch: the batch axis appears with the cross-attention. Scanned,
+  all layers are alike, and the batch axis is there from the first one on.
   """
 
   num_layers: int  # L
@@ -80,35 +85,58 @@ class Transformer(nn.Module):
   cross: bool = False
   dropout: float = 0.0
   dtype: Any = jnp.float32
+  scan: bool = False  # whether the stack is one scan; see `stack`
+  remat: str = "none"
 
   def setup(self):
-    self.blocks = [
-      Block(self.width, self.num_heads, self.mlp_width, self.cross, self.dropout)
-      for _ in range(self.num_layers)
-    ]
+    if self.scan:
+      x_11D = jnp.zeros((1, 1, self.width), self.dtype)
+      cross = None
+      if self.cross:
+        one = jnp.zeros((1, 1, self.num_heads, self.width // self.num_heads), self.dtype)
+        cross = KeysValues(one, one)
+      args = (x_11D, jnp.ones((1, 1, 1), bool), cross, None, 0, None, True)
+      self.layers = self.param("layers", stack.init(self._block(parent=None), self.num_layers, *args))
+    else:
+      self.blocks = [self._block() for _ in range(self.num_layers)]
     self.norm_out = RMSNorm()
 
-  def memory(self, memory_BMD: jax.Array) -> list[KeysValues]:
-    """Returns every layer's cross-attention keys and values, computed once per observation."""
-    return [block.cross_attention.keys_values(memory_BMD) for block in self.blocks]
+  def _block(self, **where):
+    parts = (self.width, self.num_heads, self.mlp_width, self.cross, self.dropout)
+    return Block(*parts, **where)
 
-  def empty_cache(self, batch_size: int, length: int) -> list[KeysValues]:
-    zeros = jnp.zeros(
-      (batch_size, length, self.num_heads, self.width // self.num_heads), self.dtype
-    )
-    return [KeysValues(zeros, zeros) for _ in self.blocks]
+  def memory(self, memory_BMD: jax.Array) -> Any:
+    """Returns every layer's cross-attention keys and values, computed once per observation.
+
+    A list of `KeysValues`, or one whose arrays have a first axis of layers, where they are scanned.
+    """
+    if not self.scan:
+      return [block.cross_keys_values(memory_BMD) for block in self.blocks]
+    block = self._block(parent=None)
+
+    def one(_, layer):
+      return None, block.apply({"params": layer}, memory_BMD, method="cross_keys_values")
+
+    return stack.scan(one, None, self.layers, self.remat)[1]
+
+  def empty_cache(self, batch_size: int, length: int) -> Any:
+    """Returns a cache without keys and values, in the form of `memory`'s."""
+    shape = (batch_size, length, self.num_heads, self.width // self.num_heads)
+    zeros = jnp.zeros((self.num_layers, *shape) if self.scan else shape, self.dtype)
+    one = KeysValues(zeros, zeros)
+    return one if self.scan else [one] * self.num_layers
 
   def __call__(
     self,
     x_BTD: jax.Array,
     mask_BTS: jax.Array,
     *,
-    memory: list[KeysValues] | None = None,
-    cache: list[KeysValues] | None = None,
+    memory: Any = None,
+    cache: Any = None,
     index: jax.Array | int = 0,
     rows: int | None = None,
     deterministic: bool = True,
-  ) -> tuple[jax.Array, list[KeysValues] | None]:
+  ) -> tuple[jax.Array, Any]:
     """Runs the stack.
 
     Args:
@@ -118,12 +146,15 @@ class Transformer(nn.Module):
       cache: keys and values of earlier rows; the rows of x are written from position `index` on.
       index: the first row's position in the cache.
       rows: where only the last `rows` positions of the output are wanted; spares the others the
-        last layer.
+        last layer, unless layers are scanned.
       deterministic: False draws dropout masks from the "dropout" stream.
 
     Returns:
       (B, T or rows, D) normalised outputs and the updated cache.
     """
+    if self.scan:
+      x_BTD, updated = self._scanned(x_BTD, mask_BTS, memory, cache, index, deterministic)
+      return self.norm_out(x_BTD if rows is None else x_BTD[:, -rows:]), updated
     updated = []
     for i, block in enumerate(self.blocks):
       last = i == self.num_layers - 1
@@ -138,3 +169,19 @@ class Transformer(nn.Module):
       )
       updated.append(kv)
     return self.norm_out(x_BTD), None if cache is None else updated
+
+  def _scanned(self, x_BTD, mask_BTS, memory, cache, index, deterministic):
+    if memory is not None:
+      B = memory.k_BSHK.shape[1]
+      x_BTD = jnp.broadcast_to(x_BTD, (B, *x_BTD.shape[1:]))
+    block, random = self._block(parent=None), self.dropout and not deterministic
+    keys_L = jax.random.split(self.make_rng("dropout"), self.num_layers) if random else None
+
+    def one(x_BTD, layer):
+      params, memory, cache, key = layer
+      rngs = {"dropout": key} if random else None
+      return block.apply(
+        {"params": params}, x_BTD, mask_BTS, memory, cache, index, None, deterministic, rngs=rngs
+      )
+
+    return stack.scan(one, x_BTD, (self.layers, memory, cache, keys_L), self.remat)

@@ -71,5 +71,15 @@ def process_rows(mesh: jax.sharding.Mesh, batch_size: int) -> tuple[int, int]:
   return start, stop
 
 
+def check_parts(mesh: jax.sharding.Mesh, batch_size: int, parts: int) -> None:
+  """Raises ValueError unless each of the parts of a batch divides over its devices."""
+  over = mesh.shape["data"] * mesh.shape["fsdp"]
+  if batch_size % (parts * over):
+    raise ValueError(
+      f"config.batch_size {batch_size} does not divide into config.accumulate {parts} parts over "
+      f"the {over} devices of the mesh's data and fsdp axes; take a multiple of {parts * over}"
+    )
+
+
 def replicated(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
   return jax.NamedSharding(mesh, jax.P())

@@ -13,6 +13,7 @@ RULES: tuple[tuple[str, Any], ...] = (
   ("heads", "tensor"),
   ("vocab", "tensor"),
   ("task", None),
+  ("layers", None),
 )
 
 

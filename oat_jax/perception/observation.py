@@ -139,7 +139,7 @@ class Encoder(nn.Module):
     h_BTF = nn.gelu(linear.Linear(c.hidden, "mlp", None, dtype=self.dtype, name="mlp_mid")(h_BTF))
     x_BTD = linear.Linear(self.width, None, "embed", dtype=self.dtype, name="mlp_out")(h_BTF)
     positions_TD = self.param("positions", initializers.normal(None, "embed"), (T, self.width))
-    x_BTD = x_BTD + positions_TD
+    x_BTD = x_BTD + positions_TD.astype(x_BTD.dtype)
     if pooled or not features:
       return x_BTD
     patches = [
@@ -216,4 +216,5 @@ class PatchTokens(nn.Module):
     unit = initializers.normal(None, "embed", stddev=1.0)
     steps_TD = self.param("step_positions", unit, (T, self.width))
     patches_PD = self.param("patch_positions", unit, (P, self.width))
-    return (x_BTPD + steps_TD[:, None] + patches_PD).reshape(B, T * P, self.width)
+    where_TPD = (steps_TD[:, None] + patches_PD).astype(x_BTPD.dtype)
+    return (x_BTPD + where_TPD).reshape(B, T * P, self.width)

@@ -45,7 +45,14 @@ def read(
     raise FileNotFoundError(f"{WHERE}.weights is {path}; there is no such file")
   ours = lambda name: _of_the_tower(name, config, pooled)
   hint = f"{WHERE}.vit must be the file's: it is {config}"
-  return _load(path, names(config, grid, pooled), ours, f"{WHERE}.vit", hint)
+  arrays = _load(path, names(config, grid, pooled), ours, f"{WHERE}.vit", hint)
+  if not config.scan:
+    return arrays
+  layers = [name.removeprefix("blocks_0/") for name in arrays if name.startswith("blocks_0/")]
+  for name in layers:
+    rows = [arrays.pop(f"blocks_{i}/{name}") for i in range(config.layers)]
+    arrays[f"layers/{name}"] = np.stack(rows)
+  return arrays
 
 
 def read_text(path: str | os.PathLike, config: vit.Config) -> dict[str, np.ndarray]:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from oat_jax import config as config_lib
 from oat_jax.nn import initializers
 from oat_jax.nn import linear
+from oat_jax.nn import stack
 
 
 class Family(NamedTuple):
@@ -42,9 +43,12 @@ class Config:
   layers: int = 12
   heads: int = 12
   mlp_width: int = 3072
+  scan: bool = False  # layers are one scan: see `nn.stack`
+  remat: str = "none"
 
   def __post_init__(self):
     where = "config.model.observation.images.vit"
+    config_lib.check_stack(self, where)
     config_lib.choose(self.family, tuple(FAMILIES), f"{where}.family")
     for name in ("patch", "width", "layers", "heads", "mlp_width"):
       config_lib.at_least(getattr(self, name), 1, f"{where}.{name}")
@@ -153,8 +157,14 @@ class ViT(nn.Module):
     positions = initializers.normal(None, "embed")
     positions_ND = self.param("positions", positions, x_BND.shape[1:])
     x_BND = x_BND + positions_ND.astype(x_BND.dtype)
-    for i in range(c.layers):
-      x_BND = Block(c, self.dtype, name=f"blocks_{i}")(x_BND)
+    if c.scan:
+      block = Block(c, self.dtype, parent=None)
+      layers = self.param("layers", stack.init(block, c.layers, x_BND[:1]))
+      one = lambda x_BND, layer: (block.apply({"params": layer}, x_BND), None)
+      x_BND, _ = stack.scan(one, x_BND, layers, c.remat)
+    else:
+      for i in range(c.layers):
+        x_BND = Block(c, self.dtype, name=f"blocks_{i}")(x_BND)
     x_BND = LayerNorm(name="norm_out")(x_BND)
     if family.summary_token:
       return x_BND[:, 0] if self.pooled else x_BND[:, 1:]

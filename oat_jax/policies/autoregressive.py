@@ -61,6 +61,8 @@ class Config:
   refinement: bool = True
   observation: observation_lib.Config = observation_lib.Config()
   dtype: str = "float32"
+  scan: bool = False  # each stack of layers is one scan, compiled once; see `nn.stack`
+  remat: str = "none"  # what of a scanned layer is computed again for its gradient: dots, or full
 
   def __post_init__(self):
     config_lib.check_transformer(self, "layers")
@@ -96,7 +98,15 @@ class Network(nn.Module):
     positions = initializers.normal(None, "embed", stddev=1.0)
     self.positions_ND = self.param("positions", positions, (len(self.ends_N), D))
     self.transformer = transformer.Transformer(
-      c.layers, D, D // c.head_width, c.mlp_ratio * D, cross=True, dropout=c.dropout, dtype=dtype
+      c.layers,
+      D,
+      D // c.head_width,
+      c.mlp_ratio * D,
+      cross=True,
+      dropout=c.dropout,
+      dtype=dtype,
+      scan=c.scan,
+      remat=c.remat,
     )
     self.to_logits = linear.Linear(padded, "embed", "vocab", scale=0.1)
     if self.refinement:

@@ -43,6 +43,8 @@ class Config:
   sampling_steps: int = 10  # of acting
   observation: observation_lib.Config = observation_lib.Config()
   dtype: str = "float32"
+  scan: bool = False  # each stack of layers is one scan, compiled once; see `nn.stack`
+  remat: str = "none"  # what of a scanned layer is computed again for its gradient: dots, or full
 
   def __post_init__(self):
     config_lib.check_transformer(self, "layers")
@@ -124,7 +126,15 @@ class Network(nn.Module):
     positions = initializers.normal(None, "embed", stddev=1.0)
     self.positions_CD = self.param("positions", positions, (spec.action_horizon, D))
     self.transformer = transformer.Transformer(
-      c.layers, D, D // c.head_width, F, cross=True, dropout=c.dropout, dtype=dtype
+      c.layers,
+      D,
+      D // c.head_width,
+      F,
+      cross=True,
+      dropout=c.dropout,
+      dtype=dtype,
+      scan=c.scan,
+      remat=c.remat,
     )
     self.to_noise = linear.Linear(spec.action_dim, "embed", None, scale=0.1)
 
@@ -133,7 +143,7 @@ class Network(nn.Module):
     return self.transformer.memory(self.observe(seen, deterministic))
 
   def time_memory(self, timesteps_X):
-    """Returns the keys and values (X, 1, H, K) of one token for each timestep."""
+    """Returns the keys and values (..., X, 1, H, K) of one token for each timestep."""
     h_XF = nn.gelu(self.time_in(sinusoids(timesteps_X, self.config.width)))
     return self.transformer.memory(self.time_out(h_XF)[:, None])
 
@@ -142,8 +152,10 @@ class Network(nn.Module):
     B, C, _ = x_BCA.shape
 
     def join(seen_BMHK, time_XHK):
-      time_BHK = jnp.broadcast_to(time_XHK, (B, *time_XHK.shape[1:]))
-      return jnp.concatenate([seen_BMHK, time_BHK], 1)
+      # From the right: where layers are scanned, their axis comes first.
+      *layers, M, H, K = time_XHK.shape[:-4] + time_XHK.shape[-3:]
+      time_BMHK = jnp.broadcast_to(time_XHK, (*layers, B, M, H, K))
+      return jnp.concatenate([seen_BMHK, time_BMHK], -3)
 
     x_BCD = self.embed_actions(x_BCA)
     x_BCD, _ = self.transformer(
@@ -242,16 +254,17 @@ def make(config: Config, spec: BatchSpec, statistics: Any, tokenizer: Tokenizer 
     memory = apply(params, observed(params, batch), method="memory")
 
     def denoise(x_BCA, time_memory):
-      one = jax.tree.map(lambda of_1HK: of_1HK[None], time_memory)
+      one = jax.tree.map(lambda x: jnp.expand_dims(x, -4), time_memory)
       return apply(params, x_BCA, memory, one, method="denoise")
 
     def limit(name):  # -1 and 1 under min_max, but for dimensions that it does not scale
       limit_B1A = statistics[name][dataset_B][:, None]
       return tokenizer_lib.normalize(statistics, limit_B1A, dataset_B)
 
+    time_memory = apply(params, jnp.asarray(visited_I), method="time_memory")
     chunk_BCA = ddim(
       denoise,
-      apply(params, jnp.asarray(visited_I), method="time_memory"),
+      jax.tree.map(lambda x: jnp.moveaxis(x, -4, 0), time_memory),
       jax.random.normal(key, (dataset_B.shape[0], C, A)),
       alpha_bars_X[visited_I],
       limit("min"),

@@ -67,6 +67,8 @@ class Config:
   cumulative_weight: float = 0.0  # these two: see `reconstruction_loss`
   cumulative_dims: tuple[int, ...] = ()
   dtype: str = "float32"
+  scan: bool = False  # each stack of layers is one scan, compiled once; see `nn.stack`
+  remat: str = "none"  # what of a scanned layer is computed again for its gradient: dots, or full
 
   def __post_init__(self):
     config_lib.choose(self.nested_dropout, NESTED_DROPOUT, "config.model.nested_dropout")
@@ -107,7 +109,14 @@ class Network(nn.Module):
     self.encoder_positions_PD = learned("encoder_positions", C // c.patch)
     self.registers_ND = learned("registers", c.num_tokens)
     self.encoder = transformer.Transformer(
-      c.encoder_layers, D, heads, c.mlp_ratio * D, dropout=c.dropout, dtype=dtype
+      c.encoder_layers,
+      D,
+      heads,
+      c.mlp_ratio * D,
+      dropout=c.dropout,
+      dtype=dtype,
+      scan=c.scan,
+      remat=c.remat,
     )
     if c.shortcut:
       self.to_registers = linear.MLP(c.shortcut, c.num_tokens * D, dtype)
@@ -124,6 +133,8 @@ class Network(nn.Module):
       shortcut=c.shortcut,
       dropout=c.dropout,
       dtype=dtype,
+      scan=c.scan,
+      remat=c.remat,
     )
 
   def encode(self, actions_BCA, action_mask_BC, deterministic=True):

@@ -49,6 +49,8 @@ class Config:
   cumulative_weight: float = 0.0  # these two: see `tokenizer.reconstruction_loss`
   cumulative_dims: tuple[int, ...] = ()
   dtype: str = "float32"
+  scan: bool = False  # each stack of layers is one scan, compiled once; see `nn.stack`
+  remat: str = "none"  # what of a scanned layer is computed again for its gradient: dots, or full
 
   def __post_init__(self):
     config_lib.check_transformer(self, "encoder_layers", "decoder_layers")
@@ -79,7 +81,14 @@ class Network(nn.Module):
     unit = initializers.normal(None, "embed", stddev=1.0)
     self.encoder_positions_ND = self.param("encoder_positions", unit, (N, D))
     self.encoder = transformer.Transformer(
-      c.encoder_layers, D, heads, c.mlp_ratio * D, dropout=c.dropout, dtype=dtype
+      c.encoder_layers,
+      D,
+      heads,
+      c.mlp_ratio * D,
+      dropout=c.dropout,
+      dtype=dtype,
+      scan=c.scan,
+      remat=c.remat,
     )
     self.to_latent = linear.Linear(len(c.levels), "embed", None)
     self.decoder = chunk_decoder.ChunkDecoder(
@@ -94,6 +103,8 @@ class Network(nn.Module):
       shortcut=c.shortcut,
       dropout=c.dropout,
       dtype=dtype,
+      scan=c.scan,
+      remat=c.remat,
     )
 
   def encode(self, actions_BCA, action_mask_BC, deterministic=True):

@@ -146,6 +146,7 @@ class Config:
   optimizer: Optimizer
   steps: int
   batch_size: int  # of all processes together
+  accumulate: int = 1  # parts of a batch whose gradients are added up, one behind the other
   tokenizer: str = ""  # working directory of the trained tokenizer, for a policy over tokens
   # What a policy derives from a window alone, its tokens: once, kept in the cache, or in each step.
   precompute: bool = True
@@ -164,6 +165,7 @@ class Config:
     counts = (
       "steps",
       "batch_size",
+      "accumulate",
       "log_every",
       "evaluate_every",
       "evaluate_windows",

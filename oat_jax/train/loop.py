@@ -98,6 +98,7 @@ def train(config: config_lib.Config, workdir: str | os.PathLike) -> pathlib.Path
       "train on"
     )
   mesh_lib.process_rows(mesh, config.batch_size)
+  mesh_lib.check_parts(mesh, config.batch_size, config.accumulate)
   batch_lib.check(split.train(np.arange(min(8, len(split.train)))), spec)
   description = models.describe(config, spec, tokenizer, split.fingerprint)
   fitted = isinstance(model, Tokenizer) and model.fit is not None
@@ -250,6 +251,7 @@ def _steps(
     mesh,
     run.shardings,
     getattr(model, "update", None),
+    config.accumulate,
   )
   compiled_evaluate = jax.jit(model.evaluate)
   sharding = mesh_lib.batch_sharding(mesh)

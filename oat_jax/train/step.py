@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from oat_jax.nn import partitioning
@@ -26,16 +27,22 @@ def train_step(
   config: config_lib.Optimizer,
   seed: int,
   update: Update | None = None,
+  accumulate: int = 1,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """One update; randomness is a function of the seed and the step, so a resumed run repeats it.
 
   Only what gradients train is differentiated and averaged; the rest is kept, or changed by
-  `update(params, aux["update"])`, to the last bit.
+  `update(params, aux["update"])`, to the last bit. With `accumulate` the batch is cut into so many
+  parts, one behind the other: the loss is the mean of theirs.
   """
   key = jax.random.fold_in(jax.random.key(seed), state.step)
   trained = optimizer_lib.trained(state.params)
-  whole = lambda trained: loss(optimizer_lib.merge(trained, state.params), batch, key)
-  (value, aux), grads = jax.value_and_grad(whole, has_aux=True)(trained)
+
+  def of(batch, key):
+    whole = lambda trained: loss(optimizer_lib.merge(trained, state.params), batch, key)
+    return jax.value_and_grad(whole, has_aux=True)(trained)
+
+  (value, aux), grads = of(batch, key) if accumulate == 1 else _in_parts(of, batch, key, accumulate)
   changes, opt_state = optimizer.update(grads, state.opt_state, state.params)
   trained = optax.apply_updates(trained, changes)
   params, rest = optimizer_lib.merge(trained, state.params), state.ema_params
@@ -50,6 +57,27 @@ def train_step(
   return TrainState(state.step + 1, params, ema_params, opt_state), metrics
 
 
+def _in_parts(of: Callable[[Any, jax.Array], Any], batch: Any, key: jax.Array, parts: int) -> Any:
+  """Returns `of` a batch as the mean over parts of it.
+
+  Row i is in part i modulo `parts`, so that every part lies on all devices as the batch does.
+  """
+
+  def cut(x_B):
+    x_PB = jnp.swapaxes(x_B.reshape(-1, parts, *x_B.shape[1:]), 0, 1)
+    return partitioning.constrain(x_PB, None, "batch", *[None] * (x_B.ndim - 1))
+
+  def add(total, part):
+    index, batch = part
+    return jax.tree.map(jnp.add, total, of(batch, jax.random.fold_in(key, index))), None
+
+  cut_batch = jax.tree.map(cut, batch)
+  first = jax.eval_shape(of, jax.tree.map(lambda x: x[0], cut_batch), key)
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first)
+  total, _ = jax.lax.scan(add, zeros, (jnp.arange(parts), cut_batch))
+  return jax.tree.map(lambda x: x / parts, total)
+
+
 def compile_train_step(
   loss: Loss,
   optimizer: optax.GradientTransformation,
@@ -58,13 +86,27 @@ def compile_train_step(
   mesh: jax.sharding.Mesh,
   shardings: TrainState,
   update: Update | None = None,
+  accumulate: int = 1,
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]:
   """Returns the jitted step: state sharded as born and donated, batch sharded over its rows."""
+
+  if accumulate > 1 and update is not None:
+    raise ValueError(
+      f"config.accumulate is {accumulate}; a model that keeps more than gradients train, such as "
+      "the codebooks of VQ, sees its batches whole: set it to 1"
+    )
 
   def step(state, batch):
     with partitioning.rules(sharding.RULES, mesh):
       return train_step(
-        state, batch, loss=loss, optimizer=optimizer, config=config, seed=seed, update=update
+        state,
+        batch,
+        loss=loss,
+        optimizer=optimizer,
+        config=config,
+        seed=seed,
+        update=update,
+        accumulate=accumulate,
       )
 
   return jax.jit(

@@ -6,6 +6,7 @@ import pytest
 import tiny
 
 from oat_jax import batch as batch_lib
+from oat_jax import tokenizers
 from oat_jax.parallel import mesh as mesh_lib
 from oat_jax.train import optimizer
 from oat_jax.train import state as state_lib
@@ -95,3 +96,37 @@ def test_randomness_is_a_function_of_seed_and_step():
   (one, rows), (other, again) = (run([batch_lib.fake(SPEC, 8)] * 3) for _ in range(2))
   assert rows == again and tiny.to_bits(one) == tiny.to_bits(other)
   assert len({row["loss"] for row in rows}) == 3
+
+
+def whole(seed, rows=8):
+  """A batch without padding, of which every part counts alike."""
+  batch = batch_lib.fake(SPEC, rows, seed)
+  return batch | {"action_mask": np.ones_like(batch["action_mask"])}
+
+
+def test_gradients_of_parts_add_up():
+  model, _ = make("regression")
+  batches = [whole(seed) for seed in range(4)]
+  config = tiny.optimizer_config(clip=0.5)
+  run = lambda parts: tiny.trainer(model, config=config, accumulate=parts)(batches)
+  (at_once, rows), (in_parts, rows_of_parts) = run(1), run(4)
+  for a, b in zip(rows, rows_of_parts):
+    assert b == pytest.approx(a, rel=1e-4)
+  close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+  jax.tree.map(close, at_once.params, in_parts.params)
+
+
+def test_parts_draw_their_own_noise():
+  twice = jax.tree.map(lambda x: np.repeat(x, 2, 0), whole(0, 4))  # rows 0, 0, 1, 1, ...
+  losses = lambda model, parts: tiny.trainer(model, accumulate=parts)([twice])[1][0]["loss"]
+  plain, _ = make("regression")
+  assert losses(plain, 2) == pytest.approx(losses(plain, 1), rel=1e-5)
+  noisy = tiny.policy(name="regression", observation=tiny.OBSERVATION | {"noise": 0.5})
+  assert losses(noisy, 2) != pytest.approx(losses(noisy, 1), rel=1e-3)
+
+
+def test_codebooks_see_their_batches_whole():
+  values = {"name": "vq", "width": 8, "latent": 4, "codes": 16}
+  vq = tokenizers.make(values, SPEC, tiny.statistics(SPEC.action_dim))
+  with pytest.raises(ValueError, match="config.accumulate is 2; .* set it to 1"):
+    tiny.trainer(vq, accumulate=2)
