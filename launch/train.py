@@ -5,6 +5,8 @@ Examples:
       --workdir=W/tokenizer
   python launch/train.py --config=configs/policy_oat.py:mt4 --config.data.path=DIR \
       --config.tokenizer=W/tokenizer --workdir=W/policy
+  srun python launch/train.py ...      # one process a task; Open MPI's mpirun, and TPUs, likewise
+  python launch/train.py ... --coordinator=HOST:PORT --num_processes=2 --process_id=0
 """
 
 from absl import flags
@@ -21,8 +23,13 @@ WORKDIR = flags.DEFINE_string(
 COORDINATOR = flags.DEFINE_string(
   "coordinator", "", "HOST:PORT of process 0, for several processes."
 )
-NUM_PROCESSES = flags.DEFINE_integer("num_processes", 1, "How many processes train together.")
-PROCESS_ID = flags.DEFINE_integer("process_id", 0, "Rank of this process.")
+NUM_PROCESSES = flags.DEFINE_integer(
+  "num_processes", 0, "How many processes train together; 0: what the launcher says, or one."
+)
+PROCESS_ID = flags.DEFINE_integer("process_id", -1, "Rank of this process.")
+DISTRIBUTED = flags.DEFINE_bool(
+  "distributed", False, "Leave it to jax to find the other processes, e.g. on a Cloud TPU VM."
+)
 flags.mark_flag_as_required("config")
 
 
@@ -32,7 +39,8 @@ def main() -> None:
   from oat_jax.train import loop
 
   config = config_lib.freeze(CONFIG.value)
-  distributed.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+  group = (COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, DISTRIBUTED.value)
+  distributed.initialize(*group)
   loop.train(config, WORKDIR.value)
 
 

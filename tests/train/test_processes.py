@@ -1,5 +1,8 @@
 """Two real processes train as one does, and stop and go on together."""
 
+import contextlib
+import math
+import random
 import shutil
 import signal
 import socket
@@ -11,20 +14,47 @@ from oat_jax.train import checkpoint
 
 
 def free_port():
-  with socket.socket() as probe:
-    probe.bind(("127.0.0.1", 0))
-    return probe.getsockname()[1]
+  """A port among those that jax chooses from for SLURM and Open MPI."""
+  for port in random.sample(range(61440, 65535), 100):
+    with contextlib.suppress(OSError), socket.socket() as probe:
+      probe.bind(("127.0.0.1", port))
+      return port
+  raise OSError("no port is free")
 
 
-def start_two(arguments):
-  arguments += [f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2"]
-  return [
-    tiny.start("launch/train.py", *arguments, f"--process_id={i}", **tiny.quick()) for i in (0, 1)
-  ]
+def start_group(arguments, count=2, by="flags"):
+  """Starts a group as a user or a launcher does, which tells its processes by variables."""
+  port = free_port()
+  group = []
+  for i in range(count):
+    flags, told = [], {}
+    if by == "flags":
+      flags = [f"--coordinator=127.0.0.1:{port}", f"--num_processes={count}", f"--process_id={i}"]
+    elif by == "slurm":
+      told = {
+        "SLURM_JOB_ID": str(port - 61440),  # jax takes the port from it, among the last 4096
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": str(count),
+        "SLURM_PROCID": str(i),
+        "SLURM_LOCALID": str(i),
+      }
+    else:
+      told = {
+        "OMPI_MCA_orte_hnp_uri": f"{(port - 61440) * 4096}.0;tcp://127.0.0.1:1",
+        "OMPI_COMM_WORLD_SIZE": str(count),
+        "OMPI_COMM_WORLD_RANK": str(i),
+        "OMPI_COMM_WORLD_LOCAL_RANK": str(i),
+      }
+    group.append(tiny.start("launch/train.py", *arguments, *flags, **tiny.quick(), **told))
+  return group
 
 
-@pytest.mark.parametrize("mesh", [(2, 1, 1), (1, 1, 2)])
-def test_two_processes_equal_one(mesh, dataset, tmp_path):
+@pytest.mark.parametrize(
+  ("mesh", "by"), [((2, 1, 1), "slurm"), ((1, 1, 2), "mpi"), ((2, 1, 2), "flags")]
+)
+def test_a_group_equals_one(mesh, by, dataset, tmp_path):
+  """Groups of 2 and 4."""
+  start_two = lambda arguments: start_group(arguments, math.prod(mesh), by)
   values = tiny.run_values("tokenizer", dataset, steps=4, evaluate_every=2, save_every=2)
   alone = tiny.start("launch/train.py", *tiny.arguments(values, tmp_path / "one"), **tiny.quick())
   pair = start_two(tiny.arguments(values | {"mesh": mesh}, tmp_path / "two"))
@@ -61,7 +91,7 @@ def test_sigterm_to_one_process_stops_both_and_they_go_on_bit_for_bit(dataset, t
     "tokenizer", dataset, mesh=(2, 1, 1), steps=160, log_every=5, evaluate_every=160, save_every=160
   )
   whole, parts = (tiny.arguments(values, tmp_path / name) for name in ("whole", "parts"))
-  uninterrupted, stopped = start_two(list(whole)), start_two(list(parts))
+  uninterrupted, stopped = start_group(whole), start_group(parts)
   for line in stopped[0].stdout:
     if "loss" in line:
       break
@@ -71,7 +101,7 @@ def test_sigterm_to_one_process_stops_both_and_they_go_on_bit_for_bit(dataset, t
     assert code == 130 and "stopped by a signal at step" in err, err
   step, _ = checkpoint.load_params(tmp_path / "parts")
   assert f"at step {step};" in err and 5 <= step < 160
-  for process in start_two(list(parts)) + uninterrupted:
+  for process in start_group(parts) + uninterrupted:
     code, _, err = tiny.finish(process)
     assert code == 0, err
   ends = [checkpoint.load_params(tmp_path / name) for name in ("whole", "parts")]
@@ -82,8 +112,11 @@ def test_sigterm_to_one_process_stops_both_and_they_go_on_bit_for_bit(dataset, t
 @pytest.mark.parametrize(
   ("flags", "message"),
   [
-    (["--num_processes=2"], "needs --coordinator=HOST:PORT"),
+    (["--num_processes=2", "--process_id=0"], "needs --coordinator=HOST:PORT"),
     (["--num_processes=2", "--process_id=2"], "--process_id=2 is outside 0..1"),
+    (["--num_processes=2"], "--process_id=-1 is outside 0..1"),
+    (["--process_id=1"], "--process_id is given without --num_processes"),
+    (["--num_processes=2", "--distributed"], "leaves to jax what --num_processes says"),
   ],
 )
 def test_a_group_that_cannot_be_is_an_error(flags, message, dataset, tmp_path):
