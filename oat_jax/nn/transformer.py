@@ -142,7 +142,9 @@ class Transformer(nn.Module):
     Args:
       x_BTD: embedded inputs.
       mask_BTS: true where row T may look at column S; S is T, or the cache's length.
-      memory: `self.memory(...)`, for a stack with cross-attention.
+      memory: `self.memory(...)`, for a stack with cross-attention; or the tokens (B, M, D) that it
+        takes, of which each layer then makes its keys and values itself: in training, where nothing
+        is looked at twice, those of all layers need not be kept.
       cache: keys and values of earlier rows; the rows of x are written from position `index` on.
       index: the first row's position in the cache.
       rows: where only the last `rows` positions of the output are wanted; spares the others the
@@ -156,6 +158,8 @@ class Transformer(nn.Module):
       x_BTD, updated = self._scanned(x_BTD, mask_BTS, memory, cache, index, deterministic)
       return self.norm_out(x_BTD if rows is None else x_BTD[:, -rows:]), updated
     updated = []
+    if isinstance(memory, jax.Array):
+      memory = self.memory(memory)
     for i, block in enumerate(self.blocks):
       last = i == self.num_layers - 1
       x_BTD, kv = block(
@@ -171,17 +175,21 @@ class Transformer(nn.Module):
     return self.norm_out(x_BTD), None if cache is None else updated
 
   def _scanned(self, x_BTD, mask_BTS, memory, cache, index, deterministic):
+    tokens_BMD = memory if isinstance(memory, jax.Array) else None
     if memory is not None:
-      B = memory.k_BSHK.shape[1]
+      B = memory.k_BSHK.shape[1] if tokens_BMD is None else tokens_BMD.shape[0]
       x_BTD = jnp.broadcast_to(x_BTD, (B, *x_BTD.shape[1:]))
     block, random = self._block(parent=None), self.dropout and not deterministic
     keys_L = jax.random.split(self.make_rng("dropout"), self.num_layers) if random else None
 
     def one(x_BTD, layer):
       params, memory, cache, key = layer
+      if tokens_BMD is not None:
+        memory = block.apply({"params": params}, tokens_BMD, method="cross_keys_values")
       rngs = {"dropout": key} if random else None
       return block.apply(
         {"params": params}, x_BTD, mask_BTS, memory, cache, index, None, deterministic, rngs=rngs
       )
 
-    return stack.scan(one, x_BTD, (self.layers, memory, cache, keys_L), self.remat)
+    made = memory if tokens_BMD is None else None
+    return stack.scan(one, x_BTD, (self.layers, made, cache, keys_L), self.remat)

@@ -115,12 +115,17 @@ class Network(nn.Module):
 
   def memory(self, seen, deterministic=True):
     """Returns keys and values, and what positions begin with (B, 1, D): paid once a chunk."""
+    x_BMD, begin_B1D = self.seen(seen, deterministic)
+    return self.transformer.memory(x_BMD), begin_B1D
+
+  def seen(self, seen, deterministic=True):
+    """Returns the observation's tokens (B, M, D), and what positions begin with (B, 1, D)."""
     x_BMD = self.observe(seen, deterministic)
     begin_B1D = jnp.zeros((), x_BMD.dtype)
     if self.config.shortcut:  # from the steps' tokens, which come first; not from patches
       steps_BX = x_BMD[:, : self.spec.observation_steps].reshape(x_BMD.shape[0], -1)
       begin_B1D = self.to_positions(steps_BX)[:, None]
-    return self.transformer.memory(x_BMD), begin_B1D
+    return x_BMD, begin_B1D
 
   def empty_cache(self, batch_size):
     return self.transformer.empty_cache(batch_size, len(self.ends_N))
@@ -158,7 +163,7 @@ class Network(nn.Module):
 
   def __call__(self, seen, fed_BN, deterministic=True):
     """Teacher forcing: `fed_BN` is `decoding.fed(...)`; returns (logits_BNV, hidden_BND)."""
-    memory = self.memory(seen, deterministic)
+    memory = self.seen(seen, deterministic)
     logits_BNV, hidden_BND, _ = self.logits(fed_BN, memory, deterministic=deterministic)
     if self.refinement and self.is_initializing():
       self.log_refinement(hidden_BND, fed_BN)
