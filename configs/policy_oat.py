@@ -22,7 +22,9 @@ import runpy
 from ml_collections import ConfigDict
 
 
-def get_config(variant: str = "mt4") -> ConfigDict:
+def get_config(argument: str = "mt4") -> ConfigDict:
+  ladder = runpy.run_path(str(pathlib.Path(__file__).with_name("ladder.py")))
+  variant, size = ladder["split"](argument, ("mt4", "published"), ladder["POLICIES"])
   config = ConfigDict()
   config.kind = "policy"
   config.tokenizer = ""
@@ -38,6 +40,7 @@ def get_config(variant: str = "mt4") -> ConfigDict:
   config.save_every = 1000
   config.keep = 2
   config.evaluate_windows = 4096
+  config.plan = ConfigDict({"state_dim": 39, "action_dim": 4, "tasks": 4})
 
   data = runpy.run_path(str(pathlib.Path(__file__).with_name("data.py")))
   config.data = data["get_config"]()
@@ -111,6 +114,9 @@ def get_config(variant: str = "mt4") -> ConfigDict:
     config.optimizer.warmup_steps = 100
     config.optimizer.weight_decay = 0.0
     config.optimizer.ema_max = 0.9999
-  elif variant != "mt4":
-    raise ValueError(f"unknown variant '{variant}'; there are mt4 and published")
+  elif not variant:
+    ladder["generic"](config)
+    config.batch_size = 1024
+  if size:
+    ladder["policy"](config, size)
   return config

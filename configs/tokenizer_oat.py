@@ -19,7 +19,9 @@ import runpy
 from ml_collections import ConfigDict
 
 
-def get_config(variant: str = "mt4") -> ConfigDict:
+def get_config(argument: str = "mt4") -> ConfigDict:
+  ladder = runpy.run_path(str(pathlib.Path(__file__).with_name("ladder.py")))
+  variant, size = ladder["split"](argument, ("mt4", "bridge", "published"), ladder["TOKENIZERS"])
   config = ConfigDict()
   config.kind = "tokenizer"
   config.seed = 0
@@ -34,6 +36,7 @@ def get_config(variant: str = "mt4") -> ConfigDict:
   config.keep = 2
   config.evaluate_windows = 4096
   config.fit_windows = 50_000  # of a tokenizer that is fitted, not trained
+  config.plan = ConfigDict({"state_dim": 39, "action_dim": 4, "tasks": 4})
 
   data = runpy.run_path(str(pathlib.Path(__file__).with_name("data.py")))
   config.data = data["get_config"]()
@@ -101,5 +104,8 @@ def get_config(variant: str = "mt4") -> ConfigDict:
     config.optimizer.schedule = "constant"
     config.optimizer.ema_max = 0.9999
   else:
-    raise ValueError(f"unknown variant '{variant}'; there are mt4, bridge and published")
+    ladder["generic"](config)
+    config.batch_size = 1024
+  if size:
+    ladder["tokenizer"](config, size)
   return config

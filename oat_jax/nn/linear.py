@@ -62,12 +62,13 @@ class Embed(nn.Module):
   vocab_size: int  # V
   width: int  # D
   axis: str = "vocab"  # the logical axis of V
+  width_axis: str | None = "embed"  # and of D
   stddev: float = 1.0
   dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, ids: jax.Array) -> jax.Array:
-    init = initializers.normal(self.axis, "embed", stddev=self.stddev)
+    init = initializers.normal(self.axis, self.width_axis, stddev=self.stddev)
     table_VD = self.param("table", init, (self.vocab_size, self.width))
     # Gathered over fsdp before the lookup: XLA would otherwise exchange the looked-up rows one
     # batch row at a time.

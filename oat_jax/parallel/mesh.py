@@ -22,25 +22,31 @@ def make_mesh(shape: tuple[int, ...], devices: Sequence[Any] | None = None) -> j
     ValueError: the sizes do not multiply to the number of devices.
   """
   devices = jax.devices() if devices is None else devices
-  sizes = list(shape)
-  if len(sizes) != len(AXES) or sizes.count(-1) > 1 or any(n < 1 and n != -1 for n in sizes):
+  # Auto, because Linen's init fails under Explicit axes, jax.make_mesh's default.
+  types = (AxisType.Auto,) * len(AXES)
+  found = sizes(shape, len(devices))
+  return jax.make_mesh(found, AXES, axis_types=types, devices=list(devices))
+
+
+def sizes(shape: tuple[int, ...], count: int) -> tuple[int, ...]:
+  """Returns the sizes of the axes over so many devices; errors as those of `make_mesh`."""
+  found = list(shape)
+  if len(found) != len(AXES) or found.count(-1) > 1 or any(n < 1 and n != -1 for n in found):
     raise ValueError(
       f"config.mesh is {tuple(shape)}; it holds the sizes of {AXES}, one of which may be -1"
     )
-  if -1 in sizes:
-    known = math.prod(n for n in sizes if n != -1)
-    if len(devices) % known:
+  if -1 in found:
+    known = math.prod(n for n in found if n != -1)
+    if count % known:
       raise ValueError(
-        f"config.mesh {tuple(shape)} needs a multiple of {known} devices; there are {len(devices)}"
+        f"config.mesh {tuple(shape)} needs a multiple of {known} devices; there are {count}"
       )
-    sizes[sizes.index(-1)] = len(devices) // known
-  if math.prod(sizes) != len(devices):
+    found[found.index(-1)] = count // known
+  if math.prod(found) != count:
     raise ValueError(
-      f"config.mesh {tuple(shape)} needs {math.prod(sizes)} devices; there are {len(devices)}"
+      f"config.mesh {tuple(shape)} needs {math.prod(found)} devices; there are {count}"
     )
-  # Auto, because Linen's init fails under Explicit axes, jax.make_mesh's default.
-  types = (AxisType.Auto,) * len(AXES)
-  return jax.make_mesh(tuple(sizes), AXES, axis_types=types, devices=list(devices))
+  return tuple(found)
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:

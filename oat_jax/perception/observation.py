@@ -122,7 +122,7 @@ class Encoder(nn.Module):
       state_BTS = state_BTS + c.noise * noise_BTS
     told = []
     if c.task_width:
-      table = linear.Embed(self.spec.num_tasks, c.task_width, "task", name="task")
+      table = linear.Embed(self.spec.num_tasks, c.task_width, "task", None, name="task")
       told.append(or_missing("task", table(seen["task"])))
     if self.spec.language_dim:
       told.append(or_missing("language", self._language(seen)))
@@ -136,10 +136,13 @@ class Encoder(nn.Module):
     state_BTS = or_missing("state", state_BTS)
     h_BTF = jnp.concatenate([state_BTS, present_BT1, *told_BTX, *pooled], -1)
     h_BTF = nn.gelu(linear.Linear(c.hidden, None, "mlp", dtype=self.dtype, name="mlp_in")(h_BTF))
-    h_BTF = nn.gelu(linear.Linear(c.hidden, "mlp", None, dtype=self.dtype, name="mlp_mid")(h_BTF))
-    x_BTD = linear.Linear(self.width, None, "embed", dtype=self.dtype, name="mlp_out")(h_BTF)
+    h_BTF = partitioning.constrain(h_BTF, "batch", None, "mlp")
+    h_BTF = nn.gelu(linear.Linear(c.hidden, "mlp", "embed", dtype=self.dtype, name="mlp_mid")(h_BTF))
+    h_BTF = partitioning.constrain(h_BTF, "batch", None, "mlp")
+    x_BTD = linear.Linear(self.width, "mlp", "embed", dtype=self.dtype, name="mlp_out")(h_BTF)
     positions_TD = self.param("positions", initializers.normal(None, "embed"), (T, self.width))
     x_BTD = x_BTD + positions_TD.astype(x_BTD.dtype)
+    x_BTD = partitioning.constrain(x_BTD, "batch", None, None)
     if pooled or not features:
       return x_BTD
     patches = [
@@ -154,7 +157,7 @@ class Encoder(nn.Module):
     if "language" in seen:
       x_BE = seen["language"]
     else:
-      table = linear.Embed(spec.num_tasks, spec.language_dim, "task", name="frozen_language")
+      table = linear.Embed(spec.num_tasks, spec.language_dim, "task", None, name="frozen_language")
       x_BE = table(seen["task"])
     # Encoders differ in length, some give unit vectors: as large as the states that it joins.
     x_BE = x_BE * jax.lax.rsqrt(jnp.square(x_BE).mean(-1, keepdims=True) + 1e-12)
@@ -217,4 +220,5 @@ class PatchTokens(nn.Module):
     steps_TD = self.param("step_positions", unit, (T, self.width))
     patches_PD = self.param("patch_positions", unit, (P, self.width))
     where_TPD = (steps_TD[:, None] + patches_PD).astype(x_BTPD.dtype)
-    return (x_BTPD + where_TPD).reshape(B, T * P, self.width)
+    x_BND = (x_BTPD + where_TPD).reshape(B, T * P, self.width)
+    return partitioning.constrain(x_BND, "batch", None, None)

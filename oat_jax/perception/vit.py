@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from oat_jax import config as config_lib
 from oat_jax.nn import initializers
 from oat_jax.nn import linear
+from oat_jax.nn import partitioning
 from oat_jax.nn import stack
 
 
@@ -94,6 +95,7 @@ class MLP(nn.Module):
     c = self.config
     up = linear.Linear(c.mlp_width, "embed", "mlp", dtype=self.dtype, name="up")
     h_BNF = jax.nn.gelu(up(x_BND), approximate=FAMILIES[c.family].tanh_gelu)
+    h_BNF = partitioning.constrain(h_BNF, "batch", None, "mlp")
     return linear.Linear(c.width, "mlp", "embed", dtype=self.dtype, name="down")(h_BNF)
 
 
@@ -115,8 +117,10 @@ class Block(nn.Module):
     h_BND = LayerNorm(name="norm_attention")(x_BND)
     attention = Attention(c.heads, self.dtype, name="attention")
     x_BND = x_BND + branch("attention", attention(h_BND, h_BND))
+    x_BND = partitioning.constrain(x_BND, "batch", None, None)
     h_BND = LayerNorm(name="norm_mlp")(x_BND)
-    return x_BND + branch("mlp", MLP(c, self.dtype, name="mlp")(h_BND))
+    x_BND = x_BND + branch("mlp", MLP(c, self.dtype, name="mlp")(h_BND))
+    return partitioning.constrain(x_BND, "batch", None, None)
 
 
 class Head(nn.Module):
@@ -157,6 +161,7 @@ class ViT(nn.Module):
     positions = initializers.normal(None, "embed")
     positions_ND = self.param("positions", positions, x_BND.shape[1:])
     x_BND = x_BND + positions_ND.astype(x_BND.dtype)
+    x_BND = partitioning.constrain(x_BND, "batch", None, None)
     if c.scan:
       block = Block(c, self.dtype, parent=None)
       layers = self.param("layers", stack.init(block, c.layers, x_BND[:1]))

@@ -110,7 +110,7 @@ class Network(nn.Module):
     )
     self.to_logits = linear.Linear(padded, "embed", "vocab", scale=0.1)
     if self.refinement:
-      self.refine_in = linear.Linear(D, None, "mlp")
+      self.refine_in = linear.Linear(D, "embed", "mlp")
       self.refine_out = linear.Linear(1, "mlp", None)
 
   def memory(self, seen, deterministic=True):

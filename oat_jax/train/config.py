@@ -137,6 +137,21 @@ class Optimizer:
 
 
 @dataclasses.dataclass(frozen=True)
+class Plan:
+  """What the data will be like, for launch/plan.py, which has none; training does not look at it."""
+
+  state_dim: int = 1
+  action_dim: int = 1
+  tasks: int = 1
+  language_dim: int = 0
+
+  def __post_init__(self):
+    for name in ("state_dim", "action_dim", "tasks"):
+      config_lib.at_least(getattr(self, name), 1, f"config.plan.{name}")
+    config_lib.at_least(self.language_dim, 0, "config.plan.language_dim")
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
   """Everything that defines a run, but for its working directory."""
 
@@ -159,6 +174,7 @@ class Config:
   fit_windows: int = 50_000  # as many of those to train on, for a tokenizer that is fitted
   save_every: int = 500
   keep: int = 2  # newest checkpoints kept
+  plan: Plan = Plan()
 
   def __post_init__(self):
     config_lib.choose(self.kind, KINDS, "config.kind")

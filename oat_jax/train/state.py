@@ -40,13 +40,28 @@ def create(
     optimizer: makes the optimiser's state.
     mesh: where the state lives.
   """
+  make, shardings = _plan(init, axes, optimizer, mesh)
+  return jax.jit(make, out_shardings=shardings)(), shardings
 
+
+def abstract(
+  init: Callable[[], Any],
+  axes: Any,
+  optimizer: optax.GradientTransformation,
+  mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh,
+) -> tuple[TrainState, TrainState]:
+  """As `create`, without making anything: every leaf is a shape, a dtype and a sharding."""
+  make, shardings = _plan(init, axes, optimizer, mesh)
+  place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+  return jax.tree.map(place, jax.eval_shape(make), shardings), shardings
+
+
+def _plan(init, axes, optimizer, mesh):
   def make():
     params = init()
     average = jax.tree.map(jnp.copy, params)
     return TrainState(jnp.zeros((), jnp.int32), params, average, optimizer.init(params))
 
-  abstract = jax.eval_shape(make)
-  params = sharding.param_shardings(axes, abstract.params, mesh)
-  shardings = sharding.state_shardings(abstract, abstract.params, params, mesh)
-  return jax.jit(make, out_shardings=shardings)(), shardings
+  shapes = jax.eval_shape(make)
+  params = sharding.param_shardings(axes, shapes.params, mesh)
+  return make, sharding.state_shardings(shapes, shapes.params, params, mesh)

@@ -21,6 +21,7 @@ HARMLESS = (
   "config/evaluate_windows",
   "config/save_every",
   "config/keep",
+  "config/plan",
   "config/mesh",
   "config/tokenizer",
   "config/model/observation/images/weights",

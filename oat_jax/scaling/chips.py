@@ -1,0 +1,121 @@
+"""Chips and how they are joined: peak figures, and the time that an exchange takes at its best."""
+
+from collections.abc import Sequence
+import dataclasses
+import difflib
+import math
+import re
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """Peak figures of one chip, as its maker gives them.
+
+  Attributes:
+    flops: bfloat16 FLOPs a second, dense.
+    hbm_bytes: memory.
+    hbm_rate: bytes a second between memory and chip.
+    link_rate: bytes a second of one link between neighbours, in one direction.
+    axes: of the torus; a chip has two links along each. 0: not a torus, every chip reaches every
+      other of its node at `link_rate`.
+    wraps: an axis is a ring where its length is a multiple of this, else a line.
+    per_host: chips that one host feeds.
+    network_rate: bytes a second of one chip to other nodes or slices.
+  """
+
+  flops: float
+  hbm_bytes: float
+  hbm_rate: float
+  link_rate: float
+  axes: int
+  wraps: int = 0
+  per_host: int = 8
+  network_rate: float = 0.0
+
+
+# TPUs: Google Cloud's tables of system architecture, links as in "How to Scale Your Model"
+# (jax-ml.github.io/scaling-book). GPUs: NVIDIA's data sheets, one direction of NVLink, 400 Gb/s of
+# network a GPU.
+CHIPS = {
+  "v4": Chip(275e12, 32e9, 1.23e12, 4.5e10, 3, 4, 4, 6.25e9),
+  "v5e": Chip(197e12, 16e9, 8.1e11, 4.5e10, 2, 16, 8, 6.25e9),
+  "v5p": Chip(459e12, 95e9, 2.77e12, 9e10, 3, 4, 4, 6.25e9),
+  "v6e": Chip(918e12, 32e9, 1.64e12, 9e10, 2, 16, 8, 1.25e10),
+  "a100": Chip(312e12, 80e9, 2.04e12, 3e11, 0, network_rate=2.5e10),
+  "h100": Chip(989e12, 80e9, 3.35e12, 4.5e11, 0, network_rate=5e10),
+  "b200": Chip(2250e12, 180e9, 8e12, 9e11, 0, network_rate=5e10),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+  """Chips of one kind: a torus of TPUs, or nodes of GPUs."""
+
+  name: str
+  kind: str
+  shape: tuple[int, ...]  # of the torus; (nodes, GPUs of each) where there is none
+
+  @property
+  def chip(self) -> Chip:
+    return CHIPS[self.kind]
+
+  @property
+  def size(self) -> int:
+    return math.prod(self.shape)
+
+  @property
+  def hosts(self) -> int:
+    return max(1, self.size // self.chip.per_host)
+
+
+def topology(name: str) -> Topology:
+  """Returns a topology by name: `v5e:16x16`, `v5p:4x4x4`, or `h100:4x8`, 4 nodes of 8.
+
+  Raises ValueError for one that there is not, with the nearest one.
+  """
+  kind, _, sizes = name.partition(":")
+  if kind not in CHIPS:
+    near = difflib.get_close_matches(kind, CHIPS, n=1, cutoff=0.3)
+    hint = f"did you mean '{near[0]}'? " if near else ""
+    raise ValueError(f"--topology={name}: no chip '{kind}'; {hint}there are {', '.join(CHIPS)}")
+  chip = CHIPS[kind]
+  rank = chip.axes or 2
+  example = f"{kind}:" + "x".join(["4"] * rank if chip.axes else ["4", "8"])
+  if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", sizes):
+    raise ValueError(f"--topology={name}: behind the colon stand sizes, e.g. {example}")
+  shape = tuple(int(n) for n in sizes.split("x"))
+  if not chip.axes and len(shape) == 1:
+    shape = (1, *shape)
+  if len(shape) != rank:
+    raise ValueError(f"--topology={name}: {kind} has {rank} axes, e.g. {example}")
+  return Topology(name, kind, shape)
+
+
+def rate(where: Topology, coordinates: Sequence[Sequence[int]]) -> float:
+  """Returns the bytes a second that each chip of a group takes in, all links that help together.
+
+  Args:
+    where: the topology.
+    coordinates: of the group's chips: on the torus, or (node, GPU).
+  """
+  chip = where.chip
+  varies = [len(np.unique(column)) > 1 for column in np.asarray(coordinates).T]
+  if not chip.axes:
+    return chip.network_rate if varies[0] else chip.link_rate
+  rings = [
+    2 if length % chip.wraps == 0 else 1
+    for length, used in zip(where.shape, varies)
+    if used
+  ]
+  return chip.link_rate * max(1, sum(rings))
+
+
+def seconds(kind: str, size: float, group: int, bytes_per_s: float) -> float:
+  """Returns the time of a collective at its best; kinds and sizes as in `hlo.Collective`."""
+  if group == 1:
+    return 0.0
+  share = (group - 1) / group
+  times = {"all-reduce": 2.0, "all-to-all": 0.25}.get(kind, 1.0)
+  return times * share * size / bytes_per_s

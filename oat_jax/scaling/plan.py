@@ -1,0 +1,326 @@
+"""A pod run on paper: what lies on each chip, what a step costs there, and which mesh is best.
+
+The real train step is compiled for the topology where libtpu is installed (extra `tpu`); no chip is
+needed. Without it, and for GPUs that are not here, shapes and shardings give parameters, state and
+FLOPs, and what the parameters' exchange costs at least.
+"""
+
+from collections.abc import Mapping, Sequence
+import importlib.util
+import math
+import time
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from oat_jax import batch as batch_lib
+from oat_jax import tokenizers
+from oat_jax.data import normalization
+from oat_jax.parallel import mesh as mesh_lib
+from oat_jax.scaling import chips
+from oat_jax.scaling import flops as flops_lib
+from oat_jax.scaling import hlo
+from oat_jax.train import config as config_lib
+from oat_jax.train import models
+from oat_jax.train import optimizer as optimizer_lib
+from oat_jax.train import state as state_lib
+from oat_jax.train import step as step_lib
+
+
+class Run(NamedTuple):
+  """A run's pure parts, made without data.
+
+  Attributes:
+    config: of the run.
+    spec: of its batches.
+    model: tokenizer or policy.
+    init_args: shapes of what `model.init` takes.
+    batch: shapes of one batch, with what is computed once for each window.
+  """
+
+  config: config_lib.Config
+  spec: batch_lib.BatchSpec
+  model: Any
+  init_args: tuple[Any, ...]
+  batch: Any
+
+
+class Leaf(NamedTuple):
+  """A parameter: its logical axes, the mesh axes that it is cut along, bytes of one chip's part."""
+
+  name: str
+  shape: tuple[int, ...]
+  axes: tuple[str | None, ...]
+  spec: str
+  bytes: int
+
+
+class Plan(NamedTuple):
+  """What one mesh promises. Numbers are of one chip and one step, seconds at peak figures.
+
+  Attributes:
+    mesh: sizes of (data, fsdp, tensor).
+    error: why this mesh cannot be, or "".
+    leaves: the parameters.
+    state_bytes: parameters, their average and the optimiser's state.
+    memory_bytes: at most in use; None where nothing was compiled.
+    flops: asked of the chip, computing again included; None where nothing was compiled.
+    model_flops: the model's, without computing again.
+    hbm_bytes: moved; None where nothing was compiled.
+    collectives: exchanged.
+    seconds: {"compute", "memory", "interconnect"}; the step takes the longest of them.
+    compile_seconds: of this machine.
+  """
+
+  mesh: tuple[int, int, int]
+  error: str
+  leaves: tuple[Leaf, ...]
+  state_bytes: int
+  memory_bytes: int | None
+  flops: float | None
+  model_flops: float
+  hbm_bytes: float | None
+  collectives: tuple[hlo.Collective, ...]
+  seconds: Mapping[str, float]
+  compile_seconds: float
+
+  @property
+  def bound(self) -> str:
+    return max(self.seconds, key=lambda name: self.seconds[name])
+
+  @property
+  def step_seconds(self) -> float:
+    return max(self.seconds.values())
+
+  def mfu(self, chip: chips.Chip) -> float:
+    """Model FLOPs over what the chip could do in the step's time."""
+    return self.model_flops / (self.step_seconds * chip.flops)
+
+  def fits(self, chip: chips.Chip, spare: float = 0.0) -> bool:
+    """Whether a share `spare` of the memory is left."""
+    used = self.state_bytes if self.memory_bytes is None else self.memory_bytes
+    return used <= (1 - spare) * chip.hbm_bytes
+
+
+def run_of(config: config_lib.Config, tokenizer: Mapping[str, Any]) -> Run:
+  """Returns a run without its data: their sizes are `config.plan`'s.
+
+  Args:
+    config: of the run.
+    tokenizer: `config.model` of the tokenizer of a policy over tokens.
+  """
+  data, sizes = config.data, config.plan
+  if data.cameras and not data.image_size:
+    raise ValueError("config.data.image_size is not set; without data nothing else says it")
+  spec = batch_lib.BatchSpec(
+    observation_steps=data.observation_steps,
+    action_horizon=data.action_horizon,
+    action_dim=sizes.action_dim,
+    state_dim=sizes.state_dim,
+    task_names=tuple(f"task {i}" for i in range(sizes.tasks)),
+    cameras=tuple((camera.partition("=")[0], *data.image_size) for camera in data.cameras),
+    language_dim=sizes.language_dim,
+  )
+  of = lambda dims: normalization.stack([normalization.compute(np.outer([-1.0, 1.0], np.ones(dims)))])
+  statistics = {"actions": of(spec.action_dim), "state": of(spec.state_dim)}
+  shapes = batch_lib.shapes(spec, config.batch_size)
+  batch: Any = jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(*leaf), shapes, is_leaf=lambda x: isinstance(x, tuple)
+  )
+  inner = None
+  if config.kind == "policy" and config.model["name"] == "autoregressive":
+    inner = tokenizers.make(tokenizer, spec, statistics["actions"])
+  model = models.build(config, spec, statistics, inner)
+  args: tuple[Any, ...] = (jax.eval_shape(lambda: jax.random.key(0)),)
+  if inner is not None:
+    if inner.init is None:
+      raise ValueError("a fitted tokenizer's parameters are not known without data; plan a learned one")
+    args = (*args, jax.eval_shape(inner.init, args[0]))
+  prepare = getattr(model, "prepare", None)
+  if prepare is not None and config.precompute:
+    params = jax.eval_shape(model.init, *args)
+    batch |= jax.eval_shape(prepare, params, batch)
+  return Run(config, spec, model, args, batch)
+
+
+def model_flops(run: Run) -> float:
+  """Returns the FLOPs of a whole step on all chips together, without computing again."""
+  params = jax.eval_shape(run.model.init, *run.init_args)
+  loss = lambda params, batch: run.model.loss(params, batch, jax.random.key(0))[0]
+  return flops_lib.TRAINING * flops_lib.forward(loss, params, run.batch)
+
+
+def make(
+  run: Run, where: chips.Topology, mesh_shape: Sequence[int], compiled: bool = True
+) -> Plan:
+  """Returns the plan of one mesh; where it cannot be, one with `error`.
+
+  Args:
+    run: what is trained.
+    where: the chips.
+    mesh_shape: sizes of (data, fsdp, tensor), one of which may be -1.
+    compiled: compile the step; TPUs only.
+  """
+  config = run.config
+  begin = time.monotonic()
+  asked = model_flops(run) / where.size
+  nothing = Plan(tuple(mesh_shape), "", (), 0, None, None, asked, None, (), {"compute": 0.0}, 0.0)  # type: ignore
+  try:
+    mesh = _mesh(where, mesh_shape, compiled)
+    if config.batch_size % (mesh.shape["data"] * mesh.shape["fsdp"]):
+      raise ValueError(
+        f"config.batch_size {config.batch_size} does not divide over data and fsdp, "
+        f"{mesh.shape['data']} x {mesh.shape['fsdp']}"
+      )
+    mesh_lib.check_parts(mesh, config.batch_size, config.accumulate)
+    optimizer = optimizer_lib.make(config.optimizer, config.steps)
+    init = lambda: run.model.init(*_concrete(run.init_args))
+    axes = run.model.axes()
+    state, shardings = state_lib.abstract(init, axes, optimizer, mesh)
+  except ValueError as error:
+    return nothing._replace(error=str(error))
+  sizes: Any = tuple(mesh.shape.values())
+  of_state = _bytes(state)
+  leaves = _leaves(state.params, axes)
+  if not compiled:
+    seconds = {
+      "compute": asked / where.chip.flops,
+      "interconnect": _least_exchange(leaves, where, sizes, config),
+    }
+    return nothing._replace(mesh=sizes, leaves=leaves, state_bytes=of_state, seconds=seconds)
+  rows = mesh_lib.batch_sharding(mesh)
+  batch = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), run.batch
+  )
+  update = getattr(run.model, "update", None)
+  step = step_lib.compile_train_step(
+    run.model.loss, optimizer, config.optimizer, config.seed, mesh, shardings, update,
+    config.accumulate,
+  )  # fmt: skip
+  program: Any = step
+  try:
+    program = program.lower(state, batch).compile()
+  except jax.errors.JaxRuntimeError as error:
+    return nothing._replace(mesh=sizes, error=" ".join(str(error).split())[:300], leaves=leaves)
+  memory = program.memory_analysis()
+  used = (
+    memory.argument_size_in_bytes
+    + memory.output_size_in_bytes
+    - memory.alias_size_in_bytes
+    + memory.temp_size_in_bytes
+    + memory.generated_code_size_in_bytes
+  )
+  found = hlo.cost(program.as_text())
+  exchange = sum(
+    chips.seconds(each.kind, each.bytes, each.group, _rate_of_group(where, mesh, each.group))
+    for each in found.collectives
+  )
+  return Plan(
+    sizes,
+    "",
+    leaves,
+    of_state,
+    used,
+    found.flops,
+    asked,
+    found.bytes,
+    found.collectives,
+    {
+      "compute": found.flops / where.chip.flops,
+      "memory": found.bytes / where.chip.hbm_rate,
+      "interconnect": exchange,
+    },
+    time.monotonic() - begin,
+  )
+
+
+def _concrete(args: tuple[Any, ...]) -> tuple[Any, ...]:
+  """Stand-ins for shapes inside `eval_shape`: nothing is computed with them."""
+  key, *rest = args
+  del key
+  zeros = lambda x: jax.numpy.zeros(x.shape, x.dtype)
+  return (jax.random.key(0), *(jax.tree.map(zeros, each) for each in rest))
+
+
+def _mesh(where: chips.Topology, shape: Sequence[int], compiled: bool) -> Any:
+  if compiled:
+    from jax.experimental import topologies
+
+    devices = topologies.get_topology_desc(where.name, "tpu").devices
+    return mesh_lib.make_mesh(tuple(shape), devices)
+  sizes = mesh_lib.sizes(tuple(shape), where.size)
+  return jax.sharding.AbstractMesh(sizes, mesh_lib.AXES)
+
+
+def can_compile(where: chips.Topology) -> bool:
+  """Whether steps can be compiled for these chips here."""
+  return bool(where.chip.axes) and importlib.util.find_spec("libtpu") is not None
+
+
+def _bytes(tree: Any) -> int:
+  """Returns the bytes of one chip's parts."""
+  part = lambda x: math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+  return sum(part(x) for x in jax.tree.leaves(tree) if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key))
+
+
+def _leaves(params: Any, axes: Any) -> tuple[Leaf, ...]:
+  is_axes = lambda x: isinstance(x, tuple)
+  known = dict(jax.tree_util.tree_leaves_with_path(axes, is_leaf=is_axes))
+  found = []
+  for path, x in jax.tree_util.tree_leaves_with_path(params):
+    part = math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+    names = known.get(path, (None,) * x.ndim)
+    found.append(Leaf(optimizer_lib.path_name(path), x.shape, names, str(x.sharding.spec), part))
+  return tuple(found)
+
+
+def _least_exchange(
+  leaves: Sequence[Leaf], where: chips.Topology, mesh: tuple[int, int, int], config: Any
+) -> float:
+  """Seconds that gathering parameters twice and scattering gradients once take at least."""
+  data, fsdp, tensor = mesh
+  trained = sum(math.prod(x.shape) for x in leaves if x.name.startswith("network/")) / tensor
+  width = 2 if config.model.get("dtype") == "bfloat16" else 4
+  inside = chips.rate(where, _span(where, fsdp * tensor))
+  total = 2 * chips.seconds("all-gather", trained * width, fsdp, inside)
+  total += chips.seconds("reduce-scatter", trained * 4, fsdp, inside)
+  across = chips.rate(where, _span(where, where.size))
+  return total + chips.seconds("all-reduce", trained * 4 / fsdp, data, across)
+
+
+def _span(where: chips.Topology, count: int) -> np.ndarray:
+  """Returns the coordinates of the first chips, the last axis fastest."""
+  grid = np.stack(np.meshgrid(*map(np.arange, where.shape), indexing="ij"), -1)
+  return grid.reshape(-1, len(where.shape))[:count]
+
+
+def _rate_of_group(where: chips.Topology, mesh: Any, group: int) -> float:
+  """Returns the rate of a group of so many chips: of the mesh's axes that multiply to it."""
+  devices = mesh.devices
+  for names in (("tensor",), ("fsdp",), ("data",), ("fsdp", "tensor"), ("data", "fsdp"),
+                ("data", "tensor"), mesh_lib.AXES):  # fmt: skip
+    if math.prod(mesh.shape[name] for name in names) == group:
+      index = tuple(slice(None) if name in names else 0 for name in mesh_lib.AXES)
+      coordinates = [device.coords[: len(where.shape)] for device in devices[index].ravel()]
+      return chips.rate(where, coordinates)
+  return chips.rate(where, _span(where, group))
+
+
+def meshes(where: chips.Topology) -> list[tuple[int, int, int]]:
+  """Returns meshes worth a look: powers of two over fsdp, little of tensor and data."""
+  n = where.size
+  shapes = [(1, n, 1), (2, n // 2, 1), (1, n // 2, 2), (1, n // 4, 4), (n // 16 or 1, min(16, n), 1)]
+  return [shape for shape in dict.fromkeys(shapes) if math.prod(shape) == n]
+
+
+def best(plans: Sequence[Plan], chip: chips.Chip, spare: float = 0.25) -> Plan | None:
+  """Returns the fastest plan that leaves a share of the memory, or just fits, or None."""
+  possible = [plan for plan in plans if not plan.error]
+  for room in (spare, 0.0):
+    fitting = [plan for plan in possible if plan.fits(chip, room)]
+    if fitting:
+      return min(fitting, key=lambda plan: plan.step_seconds)
+  return None
+
+
