@@ -57,6 +57,14 @@ def integers(flag: flags.FlagHolder[list[str]]) -> tuple[int, ...]:
     raise ValueError(f"--{flag.name}={given}: expected whole numbers, e.g. 1,2,4") from error
 
 
+def mesh(text: str) -> tuple[int, ...]:
+  """Returns the sizes of a mesh, `1,256,1`; ValueError, naming the flag, for anything else."""
+  parts = text.split(",")
+  if len(parts) != 3 or not all(part.strip().lstrip("-").isdigit() for part in parts):
+    raise ValueError(f"--mesh={text}: expected sizes of data,fsdp,tensor, e.g. 1,256,1")
+  return tuple(int(part) for part in parts)
+
+
 def with_config(argv: list[str]) -> list[str]:
   """Adds to compare.py's arguments the config of what is compared, where none is named.
 
