@@ -19,39 +19,73 @@ from oat_jax.train.state import TrainState
 class Checkpointer:
   """Saves and restores a run's state; a step is either whole on disk or not there."""
 
-  def __init__(self, workdir: str | os.PathLike, keep: int):
-    """Opens `workdir`/checkpoints, keeping the newest `keep` steps."""
+  def __init__(
+    self, workdir: str | os.PathLike, keep: int, keep_every: int = 0, keep_best: str = ""
+  ):
+    """Opens `workdir`/checkpoints.
+
+    Args:
+      workdir: of the run.
+      keep: the newest steps are kept, as many as this.
+      keep_every: and every step that is a multiple of this; 0: none.
+      keep_best: and the step where this metric is least, among those saved with metrics; "": none.
+    """
     always: Any = ocp.training.save_decision_policies.FixedIntervalPolicy(1)
-    newest: Any = ocp.training.preservation_policies.LatestN(keep)
+    kept = ocp.training.preservation_policies
+    policies: list[Any] = [kept.LatestN(keep)]
+    if keep_every:
+      policies.append(kept.EveryNSteps(keep_every))
+    if keep_best:
+      # The last in the order of the metric is kept: the least is made the last.
+      best = lambda metrics: -metrics[keep_best]
+      policies.append(
+        kept.BestN(get_metric_fn=best, n=1, keep_checkpoints_without_metrics=False)
+      )
+    any_of: Any = kept.AnyPreservationPolicy(policies)
     self._orbax = ocp.training.Checkpointer(
-      str(directory(workdir)), save_decision_policy=always, preservation_policy=newest
+      str(directory(workdir)),
+      save_decision_policy=always,
+      preservation_policy=any_of,
+      cleanup_tmp_directories=True,  # of a process that was killed while it saved
     )
 
   def latest_step(self) -> int | None:
     return None if self._orbax.latest is None else self._orbax.latest.step
 
-  def save(self, step: int, state: TrainState, data: dict[str, Any]) -> None:
-    """Starts to save; waits only for an earlier save that is still being written."""
-    train = {"step": state.step, "params": state.params, "opt_state": state.opt_state}
-    contents = {"params": state.ema_params, "train": train, "data": data}
-    self._orbax.save_checkpointables_async(step, contents)
+  def save(
+    self,
+    step: int,
+    state: TrainState,
+    data: dict[str, Any],
+    metrics: dict[str, float] | None = None,
+  ) -> None:
+    """Starts to save; waits only for an earlier save that is still being written.
+
+    Args:
+      step: its number.
+      state, data: what is saved.
+      metrics: of the held-out data at this step, if they were measured.
+    """
+    contents = {"params": state.ema_params, "train": _train(state), "data": data}
+    self._orbax.save_checkpointables_async(step, contents, metrics=metrics)
 
   def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
     """Returns (state, data), every array with the sharding of `like`."""
     abstract = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
     )
-    train = {"step": abstract.step, "params": abstract.params, "opt_state": abstract.opt_state}
-    contents = {"params": abstract.ema_params, "train": train, "data": None}
+    contents = {"params": abstract.ema_params, "train": _train(abstract), "data": None}
     out = self._orbax.load_checkpointables(step, contents)
-    train = out["train"]
-    return TrainState(train["step"], train["params"], out["params"], train["opt_state"]), out[
-      "data"
-    ]
+    return TrainState(ema_params=out["params"], **out["train"]), out["data"]
 
   def close(self) -> None:
     """Waits until what was saved is on disk."""
     self._orbax.close()
+
+
+def _train(state: TrainState) -> dict[str, Any]:
+  """Returns what is saved as `train`: all but the average, which is `params`."""
+  return {name: value for name, value in state._asdict().items() if name != "ema_params"}
 
 
 def directory(workdir: str | os.PathLike) -> pathlib.Path:

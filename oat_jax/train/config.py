@@ -122,6 +122,8 @@ class Optimizer:
   b1: float = 0.9
   b2: float = 0.95
   clip: float = 1.0  # global norm
+  # So many steps whose loss or gradient is not finite are passed over; the next one ends the run.
+  max_failures: int = 0
   # The parameters' average decays by min(ema_max, 1 - (1 + step) ** -ema_power).
   ema_power: float = 0.75
   ema_max: float = 0.9999
@@ -132,7 +134,7 @@ class Optimizer:
       config_lib.above(getattr(self, name), 0, f"config.optimizer.{name}")
     for name in ("b1", "b2", "ema_max"):
       config_lib.between(getattr(self, name), 0, 1, f"config.optimizer.{name}")
-    for name in ("warmup_steps", "weight_decay"):
+    for name in ("warmup_steps", "weight_decay", "max_failures"):
       config_lib.at_least(getattr(self, name), 0, f"config.optimizer.{name}")
 
 
@@ -174,6 +176,8 @@ class Config:
   fit_windows: int = 50_000  # as many of those to train on, for a tokenizer that is fitted
   save_every: int = 500
   keep: int = 2  # newest checkpoints kept
+  keep_every: int = 0  # and those whose step is a multiple of this; 0: none
+  keep_best: str = ""  # and the one where this metric of the held-out data is least, e.g. mse_8
   plan: Plan = Plan()
 
   def __post_init__(self):

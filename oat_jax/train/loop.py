@@ -28,6 +28,7 @@ from oat_jax.perception import observation as observation_lib
 from oat_jax.tokenizers.tokenizer import Tokenizer
 from oat_jax.train import checkpoint
 from oat_jax.train import config as config_lib
+from oat_jax.train import failures as failures_lib
 from oat_jax.train import init_from
 from oat_jax.train import inputs
 from oat_jax.train import metrics as metrics_lib
@@ -175,7 +176,7 @@ class _Run(NamedTuple):
 
   def begin(self, state: state_lib.TrainState) -> None:
     """Restores the newest checkpoint, if there is one, and trains to the end."""
-    with contextlib.closing(checkpoint.Checkpointer(self.workdir, self.config.keep)) as saved:
+    with contextlib.closing(self.checkpointer()) as saved:
       start = saved.latest_step() or 0
       if start:
         state, data = saved.restore(start, state)
@@ -191,6 +192,10 @@ class _Run(NamedTuple):
       writer = metrics_lib.Writer(self.workdir, self.config.steps, start, active=writing)
       with contextlib.closing(writer):
         _steps(self, state, start, saved, writer)
+
+  def checkpointer(self) -> checkpoint.Checkpointer:
+    config = self.config
+    return checkpoint.Checkpointer(self.workdir, config.keep, config.keep_every, config.keep_best)
 
   def data(self, step: int) -> dict[str, Any]:
     """Returns what a checkpoint says of the data: where the stream of batches goes on."""
@@ -215,7 +220,8 @@ def _fit(run: _Run) -> None:
       writer.log(1, values, "validation", _shown(values))
     placed = jax.device_put((np.int32(1), params), mesh_lib.replicated(run.mesh))
     step, params = placed
-    saved.save(1, state_lib.TrainState(step, params, params, {}), run.data(1))
+    none = jax.device_put(np.int32(0), mesh_lib.replicated(run.mesh))
+    saved.save(1, state_lib.TrainState(step, none, params, params, {}), run.data(1))
 
 
 def _steps(
@@ -233,16 +239,20 @@ def _steps(
   train_windows, held_out = _windows(run, lambda: whole(state.params))
   rows = min(512, len(held_out))
   first, stop = mesh_lib.process_rows(mesh, config.batch_size)
-  batches = pipeline.make_pipeline(
-    train_windows,
-    batch_size=config.batch_size,
-    order=mixture.make_order(run.split.train.sizes, run.split.weights, config.seed),
-    start_step=start,
-    process_index=first // (stop - first),
-    process_count=config.batch_size // (stop - first),
-    threads=config.data.threads,
-    workers=config.data.workers,
-  )
+
+  def batches_from(step):
+    return pipeline.make_pipeline(
+      train_windows,
+      batch_size=config.batch_size,
+      order=mixture.make_order(run.split.train.sizes, run.split.weights, config.seed),
+      start_step=step,
+      process_index=first // (stop - first),
+      process_count=config.batch_size // (stop - first),
+      threads=config.data.threads,
+      workers=config.data.workers,
+    )
+
+  batches = batches_from(start)
   train_step = step_lib.compile_train_step(
     model.loss,
     run.optimizer,
@@ -257,6 +267,17 @@ def _steps(
   sharding = mesh_lib.batch_sharding(mesh)
   _describe_run(run, state)
   metrics: dict[str, Any] = {}
+
+  def check_failures(failures):
+    failures_lib.check(
+      int(failures),
+      config.optimizer.max_failures,
+      run.workdir,
+      state,
+      lambda step: next(batches_from(step - 1)),
+      lambda step: checkpointer.save(step, state, run.data(step)),
+    )
+
   # Of the last log: seconds spent on data since then, when it was (later by what evaluating and
   # saving took), and at which step.
   data_seconds, since, logged = 0.0, time.monotonic(), start
@@ -277,7 +298,7 @@ def _steps(
         now = time.monotonic()
         seconds = max(now - since, 1e-9)
         values["input_wait"] = data_seconds / seconds
-        _check_finite(values, step)
+        check_failures(values["failures"])
         writer.log(step, values, "train", SHOWN, rate=(step - logged) / seconds)
         data_seconds, since, logged = 0.0, now, step
       evaluating = step % config.evaluate_every == 0 or step == config.steps
@@ -289,8 +310,9 @@ def _steps(
         values = evaluate(compiled_evaluate, whole(state.ema_params), held_out, rows)
         writer.log(step, values, "validation", _shown(values))
       if saving:
-        _check_finite(jax.device_get(metrics), step)
-        checkpointer.save(step, state, run.data(step))
+        check_failures(jax.device_get(metrics["failures"]))
+        measured = values if evaluating else None
+        checkpointer.save(step, state, run.data(step), measured)
       since += time.monotonic() - begin
       if stopping and step < config.steps:
         raise Interrupted(
@@ -310,15 +332,6 @@ def _windows(run: _Run, params: Callable[[], Any]) -> tuple[Any, Any]:
   compiled, params, cache = jax.jit(prepare), functools.cache(params), run.config.data.cache
   add = lambda windows: prepared.prepared(compiled, params, windows, of=run.prepares, cache=cache)
   return add(train), add(held_out)
-
-
-def _check_finite(metrics: Mapping[str, Any], step: int) -> None:
-  """Ends the run before a broken state replaces a good checkpoint."""
-  for name in ("loss", "grad_norm"):
-    if not np.isfinite(metrics[name]):
-      raise FloatingPointError(
-        f"{name} is {metrics[name]} at step {step}; lower config.optimizer.learning_rate"
-      )
 
 
 def _to_devices(batch: Any, sharding: jax.sharding.NamedSharding, batch_size: int) -> Any:

@@ -19,7 +19,7 @@ from oat_jax.tokenizers.tokenizer import Tokenizer
 from oat_jax.train import checkpoint
 from oat_jax.train import config as config_lib
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 
 
 class Trained(NamedTuple):

@@ -15,12 +15,14 @@ class TrainState(NamedTuple):
 
   Attributes:
     step: int32, steps done.
+    failures: int32, steps whose loss or gradient was not finite, and which changed nothing else.
     params: what gradients change, and what they leave alone (statistics, a frozen tokenizer).
     ema_params: their average; what evaluation, checkpoints' `params` and exports use.
     opt_state: of the optimiser.
   """
 
   step: jax.Array
+  failures: jax.Array
   params: Any
   ema_params: Any
   opt_state: Any
@@ -60,7 +62,8 @@ def _plan(init, axes, optimizer, mesh):
   def make():
     params = init()
     average = jax.tree.map(jnp.copy, params)
-    return TrainState(jnp.zeros((), jnp.int32), params, average, optimizer.init(params))
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(zero, zero, params, average, optimizer.init(params))
 
   shapes = jax.eval_shape(make)
   params = sharding.param_shardings(axes, shapes.params, mesh)

@@ -53,8 +53,19 @@ def train_step(
   average = lambda old, new: old + (1 - decay) * (new - old)
   averaged = jax.tree.map(average, optimizer_lib.trained(state.ema_params), trained)
   ema_params = optimizer_lib.merge(averaged, rest)
-  metrics = {"loss": value, "grad_norm": optax.tree.norm(grads)} | aux
-  return TrainState(state.step + 1, params, ema_params, opt_state), metrics
+  grad_norm = optax.tree.norm(grads)
+  # A step that is not finite changes nothing; one too many of them, and none does any more: the
+  # state stays what it was before that step, until the host looks.
+  failed = ~(jnp.isfinite(value) & jnp.isfinite(grad_norm))
+  failures = state.failures + failed
+  stuck = failures > config.max_failures
+  keep = failed | stuck
+  new, old = (params, ema_params, opt_state), (state.params, state.ema_params, state.opt_state)
+  params, ema_params, opt_state = jax.tree.map(lambda a, b: jnp.where(keep, b, a), new, old)
+  step = state.step + ~stuck
+  norms = {"grad_norm": grad_norm, "update_norm": optax.tree.norm(changes)}
+  metrics = {"loss": value, **norms, "failures": failures} | aux
+  return TrainState(step, failures, params, ema_params, opt_state), metrics
 
 
 def _in_parts(of: Callable[[Any, jax.Array], Any], batch: Any, key: jax.Array, parts: int) -> Any:
