@@ -15,6 +15,7 @@ def state(value, mesh=None):
   tree = lambda x: {"network": {"w": jnp.full((2, 3), x)}, "statistics": {"min": jnp.zeros(3)}}
   made = state_lib.TrainState(
     step=jnp.int32(value),
+    failures=jnp.int32(1),
     params=tree(value + 0.25),
     ema_params=tree(value + 0.5),
     opt_state=({"mu": tree(value + 0.75)}, (), jnp.int32(value)),
@@ -38,6 +39,15 @@ def test_only_the_newest_are_kept(workdir):
   assert names == ["100", "20"]
   parts = sorted(path.name for path in (workdir / "checkpoints/100").iterdir() if path.is_dir())
   assert parts == ["data", "params", "train"]
+
+
+def test_multiples_and_the_best_are_kept_too(tmp_path):
+  checkpointer = checkpoint.Checkpointer(tmp_path, 1, keep_every=30, keep_best="mse")
+  for step, mse in ((10, 3.0), (20, 1.0), (30, None), (40, 2.0), (50, None), (55, 4.0)):
+    metrics = None if mse is None else {"mse": mse, "other": -mse}
+    checkpointer.save(step, state(step), {"step": step}, metrics)
+  checkpointer.close()
+  assert checkpoint.steps(tmp_path) == [20, 30, 55]
 
 
 def test_params_are_the_average_as_numpy(workdir):
