@@ -8,7 +8,6 @@ directory from which the same command goes on.
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import functools
-import hashlib
 import json
 import os
 import pathlib
@@ -26,6 +25,7 @@ from oat_jax.data import pipeline
 from oat_jax.parallel import mesh as mesh_lib
 from oat_jax.perception import observation as observation_lib
 from oat_jax.tokenizers.tokenizer import Tokenizer
+from oat_jax.train import agreement
 from oat_jax.train import checkpoint
 from oat_jax.train import config as config_lib
 from oat_jax.train import failures as failures_lib
@@ -85,7 +85,6 @@ def train(config: config_lib.Config, workdir: str | os.PathLike) -> pathlib.Path
   workdir = pathlib.Path(workdir)
   mesh = mesh_lib.make_mesh(config.mesh)
   split = inputs.load(config.data, images=config.kind == "policy")
-  _check_same_data(split)
   spec = split.train.spec
   tokenizer = models.load_tokenizer(config.tokenizer) if config.tokenizer else None
   if tokenizer is not None:
@@ -102,6 +101,8 @@ def train(config: config_lib.Config, workdir: str | os.PathLike) -> pathlib.Path
   mesh_lib.check_parts(mesh, config.batch_size, config.accumulate)
   batch_lib.check(split.train(np.arange(min(8, len(split.train)))), spec)
   description = models.describe(config, spec, tokenizer, split.fingerprint)
+  sizes = [list(split.train.sizes), list(split.weights or ())]
+  agreement.check(description | {"windows": sizes})
   fitted = isinstance(model, Tokenizer) and model.fit is not None
   optimizer: Any = None
   state: Any = None
@@ -148,18 +149,6 @@ def _check_fit(config: config_lib.Config) -> None:
     )
   if config.init_from:
     raise ValueError(f"config.init_from is set, but tokenizer '{name}' is fitted, not trained")
-
-
-def _check_same_data(split: inputs.Split) -> None:
-  """Raises ValueError where processes read other data: their rows would be no common stream."""
-  mine = hashlib.sha256(f"{split.fingerprint} {split.train.sizes} {split.weights}".encode())
-  number = int.from_bytes(mine.digest()[:4], "big")
-  all_P = multihost_utils.process_allgather(np.array([number], np.uint32))
-  if len(np.unique(all_P)) > 1:
-    raise ValueError(
-      f"this process read dataset {split.fingerprint} of {split.train.sizes} windows, others read "
-      "something else; give all the same files"
-    )
 
 
 class _Run(NamedTuple):

@@ -13,16 +13,9 @@ import jax
 from oat_jax.train import checkpoint
 from oat_jax.train import models
 
-# May differ between the run that began a working directory and the one that goes on with it.
-# Paths may: fingerprint and digest say whether dataset and tokenizer are the same.
-HARMLESS = (
-  "config/log_every",
-  "config/evaluate_every",
-  "config/evaluate_windows",
-  "config/save_every",
-  "config/keep",
-  "config/plan",
-  "config/mesh",
+# Where things lie, and how they are read: may differ between processes that train together.
+# Fingerprint and digest say whether dataset and tokenizer are the same.
+LOCAL = (
   "config/tokenizer",
   "config/model/observation/images/weights",
   "config/data/path",
@@ -30,6 +23,19 @@ HARMLESS = (
   "config/data/fetch_gb",
   "config/data/threads",
   "config/data/workers",
+)
+# May differ between the run that began a working directory and the one that goes on with it.
+HARMLESS = (
+  *LOCAL,
+  "config/log_every",
+  "config/evaluate_every",
+  "config/evaluate_windows",
+  "config/save_every",
+  "config/keep",
+  "config/keep_every",
+  "config/keep_best",
+  "config/plan",
+  "config/mesh",
 )
 
 
@@ -45,11 +51,11 @@ def claimed(workdir: pathlib.Path, description: dict[str, Any]) -> Iterator[None
   """
   path = workdir / "config.json"
   if checkpoint.steps(workdir):
-    differences = _differences(models.read_description(workdir), description)
-    if differences:
+    found = differences(models.read_description(workdir), description)
+    if found:
       raise ValueError(
         f"{workdir} holds another run; take another directory, or the same configuration:\n  "
-        + "\n  ".join(differences)
+        + "\n  ".join(found)
       )
   elif workdir.exists() and any(workdir.iterdir()) and not (workdir / ".lock").exists():
     raise ValueError(f"{workdir} is not empty and holds no run; take an empty or a new directory")
@@ -70,15 +76,18 @@ def claimed(workdir: pathlib.Path, description: dict[str, Any]) -> Iterator[None
     yield
 
 
-def _differences(old: Any, new: Any, where: str = "") -> list[str]:
+def differences(
+  old: Any, new: Any, harmless: tuple[str, ...] = HARMLESS, where: str = ""
+) -> list[str]:
   """Lists the keys, harmless ones left out, in which two descriptions differ."""
   if isinstance(old, dict) and isinstance(new, dict):
     out = []
     for key in sorted(old.keys() | new.keys()):
-      out += _differences(old.get(key), new.get(key), f"{where}/{key}" if where else key)
+      below = f"{where}/{key}" if where else key
+      out += differences(old.get(key), new.get(key), harmless, below)
     return out
   # A mixture's datasets are named between: config/data/mixture/NAME/path.
   key = re.sub(r"^(config/data/)mixture/[^/]+/", r"\1", where)
-  if old == new or key in HARMLESS:
+  if old == new or key in harmless:
     return []
   return [f"{where.replace('/', '.')}: {old!r} there, {new!r} now"]
