@@ -28,7 +28,7 @@ flags.mark_flag_as_required("config")
 
 def main() -> None:
   os.environ.setdefault("JAX_PLATFORMS", "cpu")  # of this machine; what is planned is elsewhere
-  from oat_jax.scaling import chips
+  from oat_jax.cost import chips
   from oat_jax.scaling import plan
   from oat_jax.scaling import plan_report
   from oat_jax.train import config as config_lib

@@ -30,6 +30,7 @@ PROCESS_ID = flags.DEFINE_integer("process_id", -1, "Rank of this process.")
 DISTRIBUTED = flags.DEFINE_bool(
   "distributed", False, "Leave it to jax to find the other processes, e.g. on a Cloud TPU VM."
 )
+PROFILE = flags.DEFINE_integer("profile", 0, "Trace so many steps, into WORKDIR/profile.")
 flags.mark_flag_as_required("config")
 
 
@@ -41,7 +42,7 @@ def main() -> None:
   config = config_lib.freeze(CONFIG.value)
   group = (COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, DISTRIBUTED.value)
   distributed.initialize(*group)
-  loop.train(config, WORKDIR.value)
+  loop.train(config, WORKDIR.value, PROFILE.value)
 
 
 if __name__ == "__main__":

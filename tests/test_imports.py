@@ -15,7 +15,10 @@ MODELS = {"batch", "config", "nn", "tokenizers", "perception", "policies"}
 TRAIN = {f"train.{name}" for name in ("config", "optimizer", "state", "step", "models")}
 LOOP = {
   f"train.{name}"
-  for name in ("checkpoint", "init_from", "inputs", "loop", "metrics", "prepared", "workdir")
+  for name in (
+    *("agreement", "checkpoint", "failures", "init_from", "inputs", "loop", "metrics", "prepared"),
+    *("signals", "speed", "workdir"),
+  )
 }
 
 # Room -> the rooms that it may import besides itself. The longest name that fits a module holds: a
@@ -29,6 +32,8 @@ MAY_IMPORT = {
   "perception": {"batch", "config", "nn", "data.normalization"},
   "policies": MODELS | {"data.normalization"},
   "parallel": set(),
+  "cost": set(),
+  "scaling": MODELS | TRAIN | {"cost", "parallel", "data.normalization"},
   "data": {"batch", "data.normalization"},
   "data.normalization": set(),
   "envs": {"data"},
@@ -45,6 +50,10 @@ MAY_IMPORT = {
   "train.inputs": {"data", "data.normalization", "perception", "train.config"},
   "train.prepared": {"data"},
   "train.workdir": {"train.checkpoint", "train.models"},
+  "train.agreement": {"", "train.workdir"},
+  "train.failures": {"train.optimizer"},
+  "train.signals": set(),
+  "train.speed": {"cost"},
   "train.loop": MODELS | TRAIN | LOOP | {"parallel", "data", "data.normalization"},
   "study": MODELS
   | TRAIN
@@ -64,7 +73,8 @@ ONLY_IN = {
   "optax": {"policies", "train.optimizer", "train.state", "train.step"},
   "orbax": {"train.checkpoint"},
   "grain": {"data.pipeline"},
-  "jax": {"nn", "tokenizers", "perception", "policies", "parallel", "train", "study", "bench"},
+  "jax": {"nn", "tokenizers", "perception", "policies", "parallel", "cost", "train", "scaling", "study",
+          "bench"},  # fmt: skip
   "tensorboardX": {"train.metrics"},
   "tokenizers": {"tokenizers.fast", "perception.text"},
   "torch": {"bench.peer_torch"},
@@ -97,6 +107,7 @@ NOTHING_BUT = {
   "config": set(),
   "data.normalization": {"numpy"},
   "parallel": {"jax", "numpy"},
+  "cost": {"jax", "numpy"},
   "evaluate": {"imageio_ffmpeg", "numpy", "scipy", "tqdm"},
   "bench.peer_torch": {"torch", "oat"},
 }

@@ -4,6 +4,7 @@ from importlib import metadata
 import json
 import os
 import pathlib
+import re
 import runpy
 import subprocess
 import sys
@@ -288,7 +289,8 @@ def command(file, *args, **changes):
 def metrics(workdir):
   """Rows of metrics.jsonl without the clock's values."""
   rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-  return [{k: v for k, v in row.items() if k != "train/input_wait"} for row in rows]
+  clock = re.compile(r"train/(.*_per_s.*|mfu.*|.*memory_gb|input_wait|save_seconds)")
+  return [{k: v for k, v in row.items() if not clock.fullmatch(k)} for row in rows]
 
 
 def listing(path):

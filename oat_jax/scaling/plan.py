@@ -18,9 +18,9 @@ from oat_jax import batch as batch_lib
 from oat_jax import tokenizers
 from oat_jax.data import normalization
 from oat_jax.parallel import mesh as mesh_lib
-from oat_jax.scaling import chips
-from oat_jax.scaling import flops as flops_lib
-from oat_jax.scaling import hlo
+from oat_jax.cost import chips
+from oat_jax.cost import flops as flops_lib
+from oat_jax.cost import hlo
 from oat_jax.train import config as config_lib
 from oat_jax.train import models
 from oat_jax.train import optimizer as optimizer_lib

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 import math
 
-from oat_jax.scaling import chips
+from oat_jax.cost import chips
 from oat_jax.scaling import plan as plan_lib
 
 # Parameters listed one by one; the others, which are smaller, in one row.

@@ -5,18 +5,17 @@ crosses from device to host. A signal (SIGTERM, Ctrl-C) ends the step at hand, s
 directory from which the same command goes on.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 import contextlib
 import functools
+import itertools
 import json
 import os
 import pathlib
-import signal
 import time
 from typing import Any, NamedTuple
 
 import jax
-from jax.experimental import multihost_utils
 import numpy as np
 
 from oat_jax import batch as batch_lib
@@ -35,16 +34,16 @@ from oat_jax.train import metrics as metrics_lib
 from oat_jax.train import models
 from oat_jax.train import optimizer as optimizer_lib
 from oat_jax.train import prepared
+from oat_jax.train import signals
+from oat_jax.train import speed
 from oat_jax.train import state as state_lib
 from oat_jax.train import step as step_lib
 from oat_jax.train import workdir as workdir_lib
 
 # Values of a training step that fit on a line.
-SHOWN = ("loss", "grad_norm", "token_accuracy", "input_wait")
-
-
-class Interrupted(KeyboardInterrupt):
-  """A signal ended the run early; its state is saved."""
+SHOWN = ("loss", "grad_norm", "token_accuracy", "mfu", "input_wait")
+# A trace begins so many steps after a run did: the first ones are not like the others.
+PROFILE_BEHIND = 10
 
 
 def evaluate(
@@ -71,8 +70,15 @@ def evaluate(
   return out
 
 
-def train(config: config_lib.Config, workdir: str | os.PathLike) -> pathlib.Path:
+def train(
+  config: config_lib.Config, workdir: str | os.PathLike, profile: int = 0
+) -> pathlib.Path:
   """Trains, or goes on training, the run of a working directory.
+
+  Args:
+    config: of the run.
+    workdir: its directory; made if it does not exist.
+    profile: so many steps are traced, into `workdir`/profile.
 
   Returns:
     the working directory, with config.json, checkpoints, metrics.jsonl and TensorBoard events.
@@ -132,7 +138,7 @@ def train(config: config_lib.Config, workdir: str | os.PathLike) -> pathlib.Path
       (workdir / "skipped.json").write_text(json.dumps(split.skipped, indent=2) + "\n")
     refines = getattr(model, "refines", False)
     prepares = "" if tokenizer is None else f"{models.digest(tokenizer)} {refines}"
-    run = _Run(config, workdir, mesh, split, model, optimizer, shardings, prepares)
+    run = _Run(config, workdir, mesh, split, model, optimizer, shardings, prepares, profile)
     if fitted:
       _fit(run)
     else:
@@ -162,6 +168,7 @@ class _Run(NamedTuple):
   optimizer: Any  # None for a tokenizer that is fitted
   shardings: Any
   prepares: str  # what the model's `prepare` computes with
+  profile: int
 
   def begin(self, state: state_lib.TrainState) -> None:
     """Restores the newest checkpoint, if there is one, and trains to the end."""
@@ -242,7 +249,11 @@ def _steps(
     )
 
   batches = batches_from(start)
-  train_step = step_lib.compile_train_step(
+  sharding = mesh_lib.batch_sharding(mesh)
+  to_devices = lambda batch: _to_devices(batch, sharding, config.batch_size)
+  first_batch = next(batches)
+  batches = itertools.chain([first_batch], batches)
+  jitted = step_lib.compile_train_step(
     model.loss,
     run.optimizer,
     config.optimizer,
@@ -253,7 +264,6 @@ def _steps(
     config.accumulate,
   )
   compiled_evaluate = jax.jit(model.evaluate)
-  sharding = mesh_lib.batch_sharding(mesh)
   _describe_run(run, state)
   metrics: dict[str, Any] = {}
 
@@ -267,29 +277,37 @@ def _steps(
       lambda step: checkpointer.save(step, state, run.data(step)),
     )
 
-  # Of the last log: seconds spent on data since then, when it was (later by what evaluating and
-  # saving took), and at which step.
-  data_seconds, since, logged = 0.0, time.monotonic(), start
-  with _signals() as stopped:
+  profiler = speed.Profiler(run.workdir / "profile", start + PROFILE_BEHIND, run.profile)
+  # Of the last log: seconds spent on data and on saving since then, when it was (later by what
+  # evaluating and saving took), and at which step.
+  data_seconds, save_seconds, logged = 0.0, 0.0, start
+  with signals.watched() as stopped, contextlib.closing(profiler):
+    step_cost = speed.compile_step(
+      jitted, model, state, to_devices(first_batch), mesh.size, config.batch_size
+    )
+    since = time.monotonic()
     for step in range(start + 1, config.steps + 1):
+      profiler.before(step)
       begin = time.monotonic()
-      batch = _to_devices(next(batches), sharding, config.batch_size)
+      batch = to_devices(next(batches))
       # Steps run behind the host: only data that comes after the step before it is done keeps the
       # devices waiting.
       if metrics and metrics["loss"].is_ready():
         data_seconds += time.monotonic() - begin
       with jax.transfer_guard("disallow"):
-        state, metrics = train_step(state, batch)
+        state, metrics = step_cost.run(state, batch)
+      profiler.after(step, metrics)
       stopping = stopped(step)
       last = step == config.steps or stopping
       if step % config.log_every == 0 or last:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         now = time.monotonic()
         seconds = max(now - since, 1e-9)
-        values["input_wait"] = data_seconds / seconds
+        values |= step_cost.values((step - logged) / seconds)
+        values |= {"input_wait": data_seconds / seconds, "save_seconds": save_seconds}
         check_failures(values["failures"])
-        writer.log(step, values, "train", SHOWN, rate=(step - logged) / seconds)
-        data_seconds, since, logged = 0.0, now, step
+        writer.log(step, values, "train", SHOWN, rate=values["steps_per_s"])
+        data_seconds, save_seconds, since, logged = 0.0, 0.0, now, step
       evaluating = step % config.evaluate_every == 0 or step == config.steps
       saving = step % config.save_every == 0 or last
       if evaluating or saving:
@@ -300,15 +318,16 @@ def _steps(
         writer.log(step, values, "validation", _shown(values))
       if saving:
         check_failures(jax.device_get(metrics["failures"]))
-        measured = values if evaluating else None
+        measured, saved_at = values if evaluating else None, time.monotonic()
         checkpointer.save(step, state, run.data(step), measured)
+        save_seconds += time.monotonic() - saved_at
       since += time.monotonic() - begin
       if stopping and step < config.steps:
-        raise Interrupted(
+        raise signals.Interrupted(
           f"stopped by a signal at step {step}; saved; the same command goes on from here"
         )
     if jax.process_count() == 1 and stopped(config.steps):
-      raise Interrupted(f"stopped by a signal at the last step; {run.workdir} is whole")
+      raise signals.Interrupted(f"stopped by a signal at the last step; {run.workdir} is whole")
 
 
 def _windows(run: _Run, params: Callable[[], Any]) -> tuple[Any, Any]:
@@ -350,34 +369,3 @@ def _describe_run(run: _Run, state: state_lib.TrainState) -> None:
     f"train on, {len(run.split.validation):,} held out; {len(jax.devices())} device(s)",
     flush=True,
   )
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[Callable[[int], bool]]:
-  """Yields stopped(step): whether a signal has come, agreed on by all processes."""
-  received = []
-
-  def handle(number, frame):
-    del frame
-    if received:  # a second signal does not wait
-      raise KeyboardInterrupt
-    received.append(number)
-    if jax.process_count() > 1:  # tell the service that lets all processes stop at the same step
-      os.kill(os.getpid(), signal.SIGTERM)
-
-  previous = {}
-  with contextlib.suppress(ValueError):  # not in the main thread: the caller handles signals
-    # Under jax.distributed SIGTERM belongs to its preemption service.
-    numbers = [signal.SIGINT] + ([signal.SIGTERM] if jax.process_count() == 1 else [])
-    previous = {number: signal.signal(number, handle) for number in numbers}
-
-  def stopped(step: int) -> bool:
-    if jax.process_count() > 1:
-      return multihost_utils.reached_preemption_sync_point(step)
-    return bool(received)
-
-  try:
-    yield stopped
-  finally:
-    for number, handler in previous.items():
-      signal.signal(number, handler)

@@ -16,6 +16,7 @@ from oat_jax.evaluate import rollout
 from oat_jax.study import compare_policies
 from oat_jax.study import policies_report
 from oat_jax.train import loop
+from oat_jax.train import signals
 from oat_jax.train import models
 
 SUITE = "metaworld/mt4"
@@ -248,7 +249,7 @@ def test_a_stopped_comparison_goes_on(data, simulator, tmp_path, monkeypatch):
   def stops(config, workdir):
     calls.append(workdir.parent.name)
     if len(calls) == 2:
-      raise loop.Interrupted("stopped")
+      raise signals.Interrupted("stopped")
     return train(config, workdir)
 
   run = lambda: compare_policies.run(

@@ -9,6 +9,7 @@ import tiny
 from oat_jax.train import checkpoint
 from oat_jax.train import inputs
 from oat_jax.train import loop
+from oat_jax.train import signals
 from oat_jax.train import metrics
 from oat_jax.train import models
 from oat_jax.train import optimizer
@@ -57,7 +58,7 @@ def test_resumed_equals_never_stopped(kind, dataset, tokenizer_workdir, tmp_path
   loop.train(config, tmp_path / "whole")
   with monkeypatch.context() as patch:
     stop_at(patch, 2)
-    with pytest.raises(loop.Interrupted, match="stopped by a signal at step 3; saved"):
+    with pytest.raises(signals.Interrupted, match="stopped by a signal at step 3; saved"):
       loop.train(config, tmp_path / "parts")
   assert tiny.metrics(tmp_path / "parts")[-1]["step"] == 3
   loop.train(config, tmp_path / "parts")
@@ -75,7 +76,7 @@ def test_a_signal_at_the_last_step_is_not_lost(dataset, tmp_path, monkeypatch, c
   config = tiny.run_config("regression", dataset, steps=2)
   with monkeypatch.context() as patch:
     stop_at(patch, 2)
-    with pytest.raises(loop.Interrupted, match="at the last step; .*run is whole"):
+    with pytest.raises(signals.Interrupted, match="at the last step; .*run is whole"):
       loop.train(config, tmp_path / "run")
   loop.train(config, tmp_path / "run")
   assert "is done: 2 steps" in capsys.readouterr().out

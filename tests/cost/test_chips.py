@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from oat_jax.scaling import chips
+from oat_jax.cost import chips
 
 
 def test_a_name_says_chips_and_shape():

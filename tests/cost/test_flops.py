@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from oat_jax.scaling import flops
+from oat_jax.cost import flops
 
 
 def test_products_count_twice_and_nothing_else_does():

@@ -6,8 +6,8 @@ import pytest
 import tiny
 
 from oat_jax import batch as batch_lib
-from oat_jax.scaling import flops
-from oat_jax.scaling import hlo
+from oat_jax.cost import flops
+from oat_jax.cost import hlo
 
 # Six turns of a loop: a fusion that reads one of six layers, a product, an exchange.
 TPU = """HloModule jit_step, is_scheduled=true

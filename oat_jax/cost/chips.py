@@ -48,6 +48,27 @@ CHIPS = {
   "b200": Chip(2250e12, 180e9, 8e12, 9e11, 0, network_rate=5e10),
 }
 
+# What jax calls them begins with this; the first that fits.
+_KINDS = {
+  "TPU v5 lite": "v5e",
+  "TPU v5e": "v5e",
+  "TPU v5": "v5p",
+  "TPU v6": "v6e",
+  "TPU v4": "v4",
+  "NVIDIA A100": "a100",
+  "NVIDIA H100": "h100",
+  "NVIDIA H200": "h100",
+  "NVIDIA B200": "b200",
+}
+
+
+def peak_flops(device_kind: str) -> float | None:
+  """Returns the bfloat16 FLOPs a second of what `device.device_kind` names; None if not known."""
+  for name, kind in _KINDS.items():
+    if device_kind.startswith(name):
+      return CHIPS[kind].flops
+  return None
+
 
 @dataclasses.dataclass(frozen=True)
 class Topology:

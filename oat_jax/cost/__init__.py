@@ -1,0 +1,1 @@
+"""What a program costs on a chip: FLOPs, bytes, exchanges, and the chips' peak figures."""
