@@ -5,11 +5,15 @@ state; `data` is the integer step, the seed and the dataset's fingerprint, from 
 batches continues.
 """
 
+import contextlib
 import os
 import pathlib
+import shutil
+import sys
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
@@ -42,6 +46,9 @@ class Checkpointer:
         kept.BestN(get_metric_fn=best, n=1, keep_checkpoints_without_metrics=False)
       )
     any_of: Any = kept.AnyPreservationPolicy(policies)
+    # The step that was asked for last, and whether it is being written still.
+    self._workdir, self._last = workdir, 0
+    self._written: Any = None
     self._orbax = ocp.training.Checkpointer(
       str(directory(workdir)),
       save_decision_policy=always,
@@ -61,13 +68,50 @@ class Checkpointer:
   ) -> None:
     """Starts to save; waits only for an earlier save that is still being written.
 
+    What cannot be written, e.g. because the disk is full, is said and left out: see `settle`.
+
     Args:
       step: its number.
       state, data: what is saved.
       metrics: of the held-out data at this step, if they were measured.
     """
-    contents = {"params": state.ema_params, "train": _train(state), "data": data}
-    self._orbax.save_checkpointables_async(step, contents, metrics=metrics)
+    self.settle()
+    self._last, own = step, {"params": state.ema_params, "train": _train(state), "data": data}
+    start = lambda: self._orbax.save_checkpointables_async(step, dict(own), metrics=metrics)
+    try:
+      try:
+        self._written = start()
+      except Exception:  # of the save before, which orbax tells of once more
+        self._written = start()
+    except Exception as error:
+      self._failed(error)
+
+  def settle(self) -> bool:
+    """Waits for what is being written; says so where it cannot be.
+
+    Returns whether the last step that was to be saved, if there was one, is whole on disk.
+    """
+    writing, self._written = self._written, None
+    if writing is not None:
+      try:
+        writing.result()
+      except Exception as error:
+        self._failed(error)
+    return not self._last or self._last in steps(self._workdir)
+
+  def _failed(self, error: Exception) -> None:
+    if jax.process_index() == 0:  # what was written of it takes room
+      for part in directory(self._workdir).glob(f"{self._last}.*"):
+        shutil.rmtree(part, ignore_errors=True)
+    kept = steps(self._workdir)
+    before = f"checkpoint {kept[-1]} is kept" if kept else "there is none before it"
+    text = " ".join(str(error).split())[:300]
+    print(
+      f"{self._workdir}: checkpoint {self._last} could not be written ({text}); {before}, and the "
+      "next one will be tried",
+      file=sys.stderr,
+      flush=True,
+    )
 
   def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
     """Returns (state, data), every array with the sharding of `like`."""
@@ -80,7 +124,9 @@ class Checkpointer:
 
   def close(self) -> None:
     """Waits until what was saved is on disk."""
-    self._orbax.close()
+    self.settle()
+    with contextlib.suppress(Exception):  # `settle` has said it
+      self._orbax.close()
 
 
 def _train(state: TrainState) -> dict[str, Any]:
@@ -95,6 +141,62 @@ def directory(workdir: str | os.PathLike) -> pathlib.Path:
 def steps(workdir: str | os.PathLike) -> list[int]:
   """Returns the steps that are whole on disk, ascending."""
   return sorted(int(path.name) for path in directory(workdir).glob("*") if path.name.isdigit())
+
+
+def newest_readable(workdir: str | os.PathLike) -> int:
+  """Returns the newest step that can be read to its end, 0 where there is none at all.
+
+  Files that are missing, cut off or cannot be decoded are found; orbax keeps no checksums. Newer steps, which a failing disk or a copy that broke off has left, are said, and moved to
+  `workdir`/unreadable. Of several processes the first one reads, and tells the others.
+
+  Raises:
+    ValueError: there are checkpoints, and none can be read; all are left where they are.
+  """
+  found, bad = 0, {}
+  if jax.process_index() == 0:
+    for step in reversed(steps(workdir)):
+      error = _unreadable(directory(workdir) / str(step))
+      if not error:
+        found = step
+        break
+      bad[step] = error
+    if bad and not found:
+      found = -1
+    for step in bad if found > 0 else ():
+      target = pathlib.Path(workdir) / "unreadable" / str(step)
+      shutil.rmtree(target, ignore_errors=True)
+      target.parent.mkdir(exist_ok=True)
+      (directory(workdir) / str(step)).replace(target)
+      print(
+        f"{workdir}: checkpoint {step} cannot be read ({bad[step]}); it is moved to {target}, and the "
+        f"run goes on from {found}",
+        file=sys.stderr,
+        flush=True,
+      )
+  if jax.process_count() > 1:
+    found = int(multihost_utils.broadcast_one_to_all(np.int32(found)))
+  if found < 0:
+    what = "; ".join(f"{step}: {error}" for step, error in bad.items())
+    raise ValueError(f"{workdir}: none of its checkpoints can be read: {what or 'see process 0'}")
+  return found
+
+
+def _unreadable(path: pathlib.Path) -> str:
+  """Returns why a checkpoint cannot be read, or ""; one part after the other is in memory."""
+  try:
+    metadata = ocp.checkpointables_metadata(str(path)).metadata
+    for name in ("params", "train", "data"):
+      ocp.load_checkpointables(str(path), {name: _host_arrays(metadata[name])})
+  except Exception as error:  # whatever it is, the step is not whole
+    return " ".join(str(error).split())[:200] or type(error).__name__
+  return ""
+
+
+def _host_arrays(metadata: Any) -> Any:
+  """Returns what makes orbax give numpy arrays, whatever devices wrote them."""
+  is_leaf = lambda x: hasattr(x, "shape") and hasattr(x, "dtype")
+  like = lambda x: np.empty(x.shape, x.dtype) if is_leaf(x) else x
+  return jax.tree.map(like, metadata, is_leaf=is_leaf)
 
 
 def check_done(workdir: str | os.PathLike, steps_wanted: int, stage: str) -> None:
@@ -118,7 +220,5 @@ def load_params(workdir: str | os.PathLike, step: int | None = None) -> tuple[in
   if step is not None and step not in saved:
     raise FileNotFoundError(f"{workdir} holds no checkpoint of step {step}; there are {saved}")
   path = directory(workdir) / str(saved[-1] if step is None else step)
-  metadata = ocp.checkpointables_metadata(str(path)).metadata["params"]
-  is_leaf = lambda x: hasattr(x, "shape") and hasattr(x, "dtype")
-  like = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), metadata, is_leaf=is_leaf)
+  like = _host_arrays(ocp.checkpointables_metadata(str(path)).metadata["params"])
   return int(path.name), ocp.load_checkpointables(str(path), {"params": like})["params"]

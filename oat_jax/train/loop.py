@@ -172,8 +172,8 @@ class _Run(NamedTuple):
 
   def begin(self, state: state_lib.TrainState) -> None:
     """Restores the newest checkpoint, if there is one, and trains to the end."""
+    start = checkpoint.newest_readable(self.workdir)
     with contextlib.closing(self.checkpointer()) as saved:
-      start = saved.latest_step() or 0
       if start:
         state, data = saved.restore(start, state)
         if data != self.data(start):
@@ -188,6 +188,11 @@ class _Run(NamedTuple):
       writer = metrics_lib.Writer(self.workdir, self.config.steps, start, active=writing)
       with contextlib.closing(writer):
         _steps(self, state, start, saved, writer)
+      if not saved.settle():
+        raise OSError(
+          f"{self.workdir}: the last checkpoint is not written; make room, and the same command goes "
+          f"on from step {max(checkpoint.steps(self.workdir), default=0)}"
+        )
 
   def checkpointer(self) -> checkpoint.Checkpointer:
     config = self.config
@@ -325,6 +330,8 @@ def _steps(
       if stopping and step < config.steps:
         raise signals.Interrupted(
           f"stopped by a signal at step {step}; saved; the same command goes on from here"
+          if checkpointer.settle()
+          else f"stopped by a signal at step {step}, which could not be saved"
         )
     if jax.process_count() == 1 and stopped(config.steps):
       raise signals.Interrupted(f"stopped by a signal at the last step; {run.workdir} is whole")

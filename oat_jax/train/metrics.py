@@ -1,8 +1,10 @@
 """Metrics: to the console with the time left, to metrics.jsonl and to TensorBoard."""
 
 from collections.abc import Mapping
+import contextlib
 import json
 import pathlib
+import sys
 
 from tensorboardX import SummaryWriter
 
@@ -44,10 +46,13 @@ class Writer:
     if not self._active:
       return
     row = {f"{prefix}/{name}": float(value) for name, value in values.items()}
-    self._file.write(json.dumps({"step": step} | row) + "\n")
-    self._file.flush()
-    for name, value in row.items():
-      self._board.add_scalar(name, value, step)
+    try:
+      self._file.write(json.dumps({"step": step} | row) + "\n")
+      self._file.flush()
+      for name, value in row.items():
+        self._board.add_scalar(name, value, step)
+    except OSError as error:  # a full disk does not end a run
+      print(f"metrics of step {step} could not be written: {error}", file=sys.stderr, flush=True)
     text = "  ".join(f"{name} {values[name]:.4g}" for name in shown if name in values)
     if rate is not None:
       left = format_seconds((self._total - step) / max(rate, 1e-9))
@@ -56,7 +61,8 @@ class Writer:
 
   def close(self) -> None:
     if self._active:
-      self._file.close()
+      with contextlib.suppress(OSError):  # what a full disk has not taken is lost, and was said
+        self._file.close()
       self._board.close()
 
 

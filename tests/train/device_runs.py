@@ -39,13 +39,16 @@ def acts(model, params, mesh):
 
 
 def main(meshes):
-  tokenizer = tiny.tokenizer(shortcut=16, prefixes=2)
+  tokenizer = tiny.tokenizer(shortcut=16, prefixes=2, head_width=4)  # 8 heads
   fixed = jax.jit(tokenizer.init)(jax.random.key(0))
   fixed = jax.tree.map(np.asarray, fixed)  # belongs to no device
   models = {
     "tokenizer": (tokenizer, ()),
-    "policy": (tiny.policy(tokenizer=tokenizer, geometry=True, blur=0.8, shortcut=16), (fixed,)),
-    "diffusion": (tiny.policy(name="diffusion"), ()),
+    "policy": (
+      tiny.policy(tokenizer=tokenizer, geometry=True, blur=0.8, shortcut=16, head_width=4),
+      (fixed,),
+    ),
+    "diffusion": (tiny.policy(name="diffusion", head_width=4), ()),
   }
   batches = [batch_lib.fake(tiny.spec(), 16, seed) for seed in range(5)]
   tokens_BN = np.random.default_rng(0).integers(0, 1000, (16, 8), np.int32)

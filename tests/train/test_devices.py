@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 import tiny
 
-MESHES = ([1, 1, 1], [8, 1, 1], [2, 2, 2])
+MESHES = ([1, 1, 1], [8, 1, 1], [2, 2, 2], [1, 8, 1], [1, 1, 8])
 # Parts that a matrix (embed, vocabulary) or (embed, actions) is cut into.
-PARTS = {"tokenizer": (1, 1, 2), "policy": (1, 1, 4), "diffusion": (1, 1, 2)}
+PARTS = {
+  "tokenizer": (1, 1, 2, 8, 1),
+  "policy": (1, 1, 4, 8, 8),
+  "diffusion": (1, 1, 2, 8, 1),
+}
 
 
 @pytest.fixture(scope="module")
