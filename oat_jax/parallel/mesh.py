@@ -28,6 +28,11 @@ def make_mesh(shape: tuple[int, ...], devices: Sequence[Any] | None = None) -> j
   return jax.make_mesh(found, AXES, axis_types=types, devices=list(devices))
 
 
+def abstract(shape: tuple[int, ...]) -> jax.sharding.AbstractMesh:
+  """Returns a mesh of these sizes of (data, fsdp, tensor) without devices, to plan with."""
+  return jax.sharding.AbstractMesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
 def sizes(shape: tuple[int, ...], count: int) -> tuple[int, ...]:
   """Returns the sizes of the axes over so many devices; errors as those of `make_mesh`."""
   found = list(shape)

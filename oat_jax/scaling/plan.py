@@ -174,15 +174,12 @@ def make(
         f"{mesh.shape['data']} x {mesh.shape['fsdp']}"
       )
     mesh_lib.check_parts(mesh, config.batch_size, config.accumulate)
-    optimizer = optimizer_lib.make(config.optimizer, config.steps)
-    init = lambda: run.model.init(*_concrete(run.init_args))
-    axes = run.model.axes()
-    state, shardings = state_lib.abstract(init, axes, optimizer, mesh)
+    state, shardings, optimizer = _state(run, mesh)
   except ValueError as error:
     return nothing._replace(error=str(error))
   sizes: Any = tuple(mesh.shape.values())
   of_state = _bytes(state)
-  leaves = _leaves(state.params, axes)
+  leaves = _leaves(state.params, run.model.axes())
   if not compiled:
     seconds = {
       "compute": asked / where.chip.flops,
@@ -235,6 +232,21 @@ def make(
   )
 
 
+def parameters(run: Run, mesh: Any) -> tuple[Leaf, ...]:
+  """Returns a run's parameters as a mesh, which may be `mesh.abstract`, cuts them.
+
+  Raises ValueError, naming the parameter, where it cannot.
+  """
+  return _leaves(_state(run, mesh)[0].params, run.model.axes())
+
+
+def _state(run: Run, mesh: Any) -> tuple[Any, Any, Any]:
+  """Returns the state's shapes with shardings, the shardings, and the optimiser."""
+  optimizer = optimizer_lib.make(run.config.optimizer, run.config.steps)
+  init = lambda: run.model.init(*_concrete(run.init_args))
+  return *state_lib.abstract(init, run.model.axes(), optimizer, mesh), optimizer
+
+
 def _concrete(args: tuple[Any, ...]) -> tuple[Any, ...]:
   """Stand-ins for shapes inside `eval_shape`: nothing is computed with them."""
   key, *rest = args
@@ -250,7 +262,7 @@ def _mesh(where: chips.Topology, shape: Sequence[int], compiled: bool) -> Any:
     devices = topologies.get_topology_desc(where.name, "tpu").devices
     return mesh_lib.make_mesh(tuple(shape), devices)
   sizes = mesh_lib.sizes(tuple(shape), where.size)
-  return jax.sharding.AbstractMesh(sizes, mesh_lib.AXES)
+  return mesh_lib.abstract(sizes)
 
 
 def can_compile(where: chips.Topology) -> bool:
