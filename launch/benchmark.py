@@ -6,7 +6,8 @@ Examples:
 
 Sections: train (steps/s of tokenizer and policy), act (ms by K and of Diffusion Policy, on one
 core), data (index, windows, images, memory), tokenizers (ms of encoding and decoding, on one core),
-peer (the training step beside a checkout of the PyTorch implementation). Read times as ratios
+peer (the training step beside a checkout of the PyTorch implementation), faults (a run that is
+killed 50 times against one that is not). Read times as ratios
 within one run, or as CPU seconds beside the calibration kernel's of the same run.
 """
 
@@ -27,7 +28,7 @@ _PEER = flags.DEFINE_string("peer", None, "For peer: the checkout.")
 _PEER_PYTHON = flags.DEFINE_string(
   "peer_python", None, "For peer: a python with torch, einops, hydra-core, dill, zarr and numpy."
 )
-SECTIONS = ("train", "act", "data", "tokenizers", "peer")
+SECTIONS = ("train", "act", "data", "tokenizers", "peer", "faults")
 ON_ONE_CORE = ("act", "tokenizers")
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 

@@ -43,8 +43,8 @@ def run(configs: Mapping[str, Any], scale: float = 1.0) -> dict[str, float]:
 def _index(root: pathlib.Path, episodes: int, long_episodes: int) -> dict[str, float]:
   """Building and opening the index of a dataset with images, and of a million steps without."""
   print(f"writing {episodes} episodes of {STEPS} steps with 2 cameras", flush=True)
-  _write(root / "images", episodes, cameras=True)
-  _write(root / "long", long_episodes, cameras=False)
+  write_dataset(root / "images", episodes, cameras=True)
+  write_dataset(root / "long", long_episodes, cameras=False)
   figures = {}
   for name, standard in (("images", _standard(CAMERAS)), ("long", _standard(()))):
     open_it = functools.partial(rlds.read, root / name, "train", standard, cache=root / "cache")
@@ -167,7 +167,7 @@ def _frames(read: rlds.Episodes, windows: int) -> list[bytes]:
   return frames
 
 
-def _write(out: pathlib.Path, episodes: int, cameras: bool) -> None:
+def write_dataset(out: pathlib.Path, episodes: int, cameras: bool) -> None:
   """Episodes of smooth random motion; the long dataset repeats a few of them."""
   rng = np.random.default_rng(0)
   observation = {"state": tfds_features.Tensor(shape=(STATE,), dtype=np.float32)}
