@@ -77,6 +77,7 @@ class Topology:
   name: str
   kind: str
   shape: tuple[int, ...]  # of the torus; (nodes, GPUs of each) where there is none
+  slices: int = 1  # so many tori, joined by the data centre's network
 
   @property
   def chip(self) -> Chip:
@@ -84,7 +85,7 @@ class Topology:
 
   @property
   def size(self) -> int:
-    return math.prod(self.shape)
+    return self.slices * math.prod(self.shape)
 
   @property
   def hosts(self) -> int:
@@ -92,11 +93,12 @@ class Topology:
 
 
 def topology(name: str) -> Topology:
-  """Returns a topology by name: `v5e:16x16`, `v5p:4x4x4`, or `h100:4x8`, 4 nodes of 8.
+  """Returns a topology by name: `v5e:16x16`, `v5p:4x4x4`, `2*v5e:16x16`, or `h100:4x8`, 4 nodes of 8.
 
   Raises ValueError for one that there is not, with the nearest one.
   """
-  kind, _, sizes = name.partition(":")
+  times, star, one = name.rpartition("*")
+  kind, _, sizes = one.partition(":")
   if kind not in CHIPS:
     near = difflib.get_close_matches(kind, CHIPS, n=1, cutoff=0.3)
     hint = f"did you mean '{near[0]}'? " if near else ""
@@ -111,7 +113,9 @@ def topology(name: str) -> Topology:
     shape = (1, *shape)
   if len(shape) != rank:
     raise ValueError(f"--topology={name}: {kind} has {rank} axes, e.g. {example}")
-  return Topology(name, kind, shape)
+  if star and (not re.fullmatch(r"[1-9]\d*", times) or not chip.axes):
+    raise ValueError(f"--topology={name}: before the star stands a number of TPU slices, e.g. 2*{example}")
+  return Topology(one, kind, shape, int(times or 1))
 
 
 def rate(where: Topology, coordinates: Sequence[Sequence[int]]) -> float:
@@ -119,10 +123,13 @@ def rate(where: Topology, coordinates: Sequence[Sequence[int]]) -> float:
 
   Args:
     where: the topology.
-    coordinates: of the group's chips: on the torus, or (node, GPU).
+    coordinates: of the group's chips: on the torus, or (node, GPU); of several slices, the slice
+      first.
   """
   chip = where.chip
   varies = [len(np.unique(column)) > 1 for column in np.asarray(coordinates).T]
+  if where.slices > 1 and varies.pop(0):
+    return chip.network_rate
   if not chip.axes:
     return chip.network_rate if varies[0] else chip.link_rate
   rings = [

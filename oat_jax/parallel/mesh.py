@@ -5,6 +5,7 @@ import math
 from typing import Any
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType
 
 AXES = ("data", "fsdp", "tensor")
@@ -14,18 +15,40 @@ BATCH_AXES = ("data", "fsdp")
 def make_mesh(shape: tuple[int, ...], devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
   """Returns the mesh of the given shape over all devices.
 
+  Of several TPU slices, which a data centre's network joins, each holds a part of the data axis and
+  the other two whole.
+
   Args:
     shape: sizes of (data, fsdp, tensor); one of them may be -1 and takes what the others leave.
     devices: all devices of all processes by default.
 
   Raises:
-    ValueError: the sizes do not multiply to the number of devices.
+    ValueError: the sizes do not multiply to the number of devices, or the data axis not to slices.
   """
   devices = jax.devices() if devices is None else devices
   # Auto, because Linen's init fails under Explicit axes, jax.make_mesh's default.
   types = (AxisType.Auto,) * len(AXES)
   found = sizes(shape, len(devices))
-  return jax.make_mesh(found, AXES, axis_types=types, devices=list(devices))
+  slices = count_slices(devices)
+  if slices == 1:
+    return jax.make_mesh(found, AXES, axis_types=types, devices=list(devices))
+  if found[0] % slices:
+    raise ValueError(
+      f"config.mesh is {found} over {slices} slices; the data axis alone crosses between them, so it "
+      f"must be a multiple of {slices}"
+    )
+  inside, across = (found[0] // slices, *found[1:]), (slices, 1, 1)
+  placed = mesh_utils.create_hybrid_device_mesh(
+    inside, across, list(devices), allow_split_physical_axes=True
+  )
+  return jax.sharding.Mesh(placed, AXES, axis_types=types)
+
+
+def count_slices(devices: Sequence[Any]) -> int:
+  """Returns how many TPU slices devices lie in; 1 for all others, whose network is one for all."""
+  if devices[0].platform != "tpu":
+    return 1
+  return len({device.slice_index for device in devices})
 
 
 def abstract(shape: tuple[int, ...]) -> jax.sharding.AbstractMesh:

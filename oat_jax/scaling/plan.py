@@ -259,7 +259,8 @@ def _mesh(where: chips.Topology, shape: Sequence[int], compiled: bool) -> Any:
   if compiled:
     from jax.experimental import topologies
 
-    devices = topologies.get_topology_desc(where.name, "tpu").devices
+    more = {"num_slices": where.slices} if where.slices > 1 else {}
+    devices = topologies.get_topology_desc(where.name, "tpu", **more).devices
     return mesh_lib.make_mesh(tuple(shape), devices)
   sizes = mesh_lib.sizes(tuple(shape), where.size)
   return mesh_lib.abstract(sizes)
@@ -303,8 +304,9 @@ def _least_exchange(
 
 def _span(where: chips.Topology, count: int) -> np.ndarray:
   """Returns the coordinates of the first chips, the last axis fastest."""
-  grid = np.stack(np.meshgrid(*map(np.arange, where.shape), indexing="ij"), -1)
-  return grid.reshape(-1, len(where.shape))[:count]
+  shape = (where.slices, *where.shape) if where.slices > 1 else where.shape
+  grid = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1)
+  return grid.reshape(-1, len(shape))[:count]
 
 
 def _rate_of_group(where: chips.Topology, mesh: Any, group: int) -> float:
@@ -314,7 +316,10 @@ def _rate_of_group(where: chips.Topology, mesh: Any, group: int) -> float:
                 ("data", "tensor"), mesh_lib.AXES):  # fmt: skip
     if math.prod(mesh.shape[name] for name in names) == group:
       index = tuple(slice(None) if name in names else 0 for name in mesh_lib.AXES)
-      coordinates = [device.coords[: len(where.shape)] for device in devices[index].ravel()]
+      coordinates = [
+        [device.slice_index] * (where.slices > 1) + list(device.coords[: len(where.shape)])
+        for device in devices[index].ravel()
+      ]
       return chips.rate(where, coordinates)
   return chips.rate(where, _span(where, group))
 

@@ -10,6 +10,8 @@ def test_a_name_says_chips_and_shape():
   pod = chips.topology("v5e:16x16")
   assert (pod.size, pod.hosts, pod.chip.hbm_bytes) == (256, 32, 16e9)
   assert chips.topology("v5p:4x4x4").shape == (4, 4, 4)
+  both = chips.topology("2*v5e:16x16")
+  assert (both.name, both.slices, both.size, both.hosts) == ("v5e:16x16", 2, 512, 64)
   assert chips.topology("h100:8").shape == (1, 8) and chips.topology("h100:4x8").size == 32
 
 
@@ -22,6 +24,8 @@ def test_a_name_says_chips_and_shape():
     ("v5e:4x", "sizes, e.g. v5e:4x4"),
     ("v5e:0x4", "sizes, e.g."),
     ("v5e:4x4x4", "v5e has 2 axes, e.g. v5e:4x4"),
+    ("x*v5e:4x4", "a number of TPU slices, e.g. 2.v5e:4x4"),
+    ("2*h100:4x8", "a number of TPU slices"),
     ("v5p:16x16", "v5p has 3 axes, e.g. v5p:4x4x4"),
   ],
 )
@@ -38,6 +42,9 @@ def test_a_group_uses_the_links_of_the_axes_that_it_spans():
   assert chips.rate(pod, [(0, i) for i in range(16)]) == 2 * link
   assert chips.rate(pod, list(np.ndindex(16, 16))) == 4 * link
   assert chips.rate(small, row) == link and chips.rate(small, all_of) == 2 * link
+  both = chips.topology("2*v5e:16x16")
+  assert chips.rate(both, [(0, 0, i) for i in range(16)]) == 2 * link
+  assert chips.rate(both, [(0, 0, 0), (1, 0, 0)]) == both.chip.network_rate
   nodes = chips.topology("h100:2x8")
   assert chips.rate(nodes, [(0, 0), (0, 1)]) == nodes.chip.link_rate
   assert chips.rate(nodes, [(0, 0), (1, 0)]) == nodes.chip.network_rate

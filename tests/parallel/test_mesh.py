@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
 import tiny
 
@@ -101,3 +102,26 @@ def test_several_processes_join_the_group_they_were_given(monkeypatch):
   monkeypatch.setattr(jax.distributed, "initialize", lambda *group: joined.append(group))
   distributed.initialize("localhost:1234", 2, 1)
   assert joined == [("localhost:1234", 2, 1)]
+
+
+class Chip:
+  """As a TPU's device looks to what arranges a mesh."""
+
+  platform, device_kind = "tpu", "a TPU of the future"
+
+  def __init__(self, slice_index, id):
+    self.slice_index, self.id, self.process_index = slice_index, id, slice_index
+    self.coords, self.core_on_chip = (id // 2, 0, 0), 0
+
+
+def test_only_the_data_axis_crosses_between_slices(monkeypatch):
+  chips = [Chip(i % 2, i) for i in range(16)]
+  monkeypatch.setattr(jax.sharding, "Mesh", lambda devices, axes, axis_types: devices)
+  for shape in ((2, 4, 2), (-1, 8, 1), (4, 2, 2)):
+    placed = mesh_lib.make_mesh(shape, chips)
+    slices = np.vectorize(lambda chip: chip.slice_index)(placed)
+    assert (slices == slices[:, :1, :1]).all() and len(np.unique(slices)) == 2
+    half = len(slices) // 2
+    assert (slices[:half] == slices[0]).all() and (slices[half:] == slices[-1]).all()
+  with pytest.raises(ValueError, match=r"over 2 slices; the data axis .* a multiple of 2"):
+    mesh_lib.make_mesh((1, 16, 1), chips)
