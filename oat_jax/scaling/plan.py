@@ -326,9 +326,13 @@ def _rate_of_group(where: chips.Topology, mesh: Any, group: int) -> float:
 
 def meshes(where: chips.Topology) -> list[tuple[int, int, int]]:
   """Returns meshes worth a look: powers of two over fsdp, little of tensor and data."""
-  n = where.size
-  shapes = [(1, n, 1), (2, n // 2, 1), (1, n // 2, 2), (1, n // 4, 4), (n // 16 or 1, min(16, n), 1)]
-  return [shape for shape in dict.fromkeys(shapes) if math.prod(shape) == n]
+  S, n = where.slices, where.size // where.slices
+  inside = [(1, n, 1), (2, n // 2, 1), (1, n // 2, 2), (1, n // 4, 4), (n // 16 or 1, min(16, n), 1)]
+  return [
+    (S * data, fsdp, tensor)
+    for data, fsdp, tensor in dict.fromkeys(inside)
+    if data * fsdp * tensor == n
+  ]
 
 
 def best(plans: Sequence[Plan], chip: chips.Chip, spare: float = 0.25) -> Plan | None:

@@ -1,0 +1,118 @@
+"""Plans without chips: what lies on each, what cannot be, which mesh is named; compiled where it can be."""
+
+import dataclasses
+import importlib.util
+import re
+
+import pytest
+import tiny
+
+from oat_jax.cost import chips
+from oat_jax.parallel import mesh as mesh_lib
+from oat_jax.scaling import plan
+from oat_jax.scaling import plan_report
+from oat_jax.train import config as config_lib
+
+TOKENIZER = {"name": "oat"} | tiny.TOKENIZER
+NODE = chips.topology("h100:8")
+
+
+def run(kind="policy", **changes):
+  sizes = {"state_dim": 6, "action_dim": 4, "tasks": 2}
+  values = tiny.run_values(kind, "", plan=sizes, **changes)
+  return plan.run_of(config_lib.freeze(values), TOKENIZER)
+
+
+def made(mesh, where=NODE, **changes):
+  return plan.make(run(**changes), where, mesh, compiled=False)
+
+
+def test_state_is_parameters_their_average_and_two_moments_and_is_cut_over_fsdp():
+  whole, cut = made((8, 1, 1)), made((1, 8, 1))
+  assert whole.mesh == (8, 1, 1) and not whole.error
+  trained = [leaf for leaf in whole.leaves if leaf.name.startswith("network/")]
+  of_trained = sum(leaf.bytes for leaf in trained)
+  frozen = sum(leaf.bytes for leaf in whole.leaves) - of_trained
+  assert whole.state_bytes == pytest.approx(4 * of_trained + 2 * frozen, rel=0.01)
+  w = {leaf.name: leaf.bytes for leaf in cut.leaves}["network/to_logits/w"]
+  assert w == {leaf.name: leaf.bytes for leaf in whole.leaves}["network/to_logits/w"] / 8
+  assert cut.state_bytes < whole.state_bytes
+
+
+def test_flops_are_those_of_the_batch_and_shared_by_the_chips():
+  small, large = made((8, 1, 1)), made((8, 1, 1), batch_size=64)
+  assert large.model_flops == pytest.approx(4 * small.model_flops, rel=0.02)
+  four = made((4, 1, 1), chips.topology("h100:4"))
+  assert four.model_flops == pytest.approx(2 * small.model_flops)
+  assert small.seconds["compute"] == pytest.approx(small.model_flops / NODE.chip.flops)
+
+
+def test_scanned_layers_and_accumulation_change_no_model_flops():
+  plain = made((8, 1, 1), model={"layers": 4})
+  scanned = made((8, 1, 1), model={"layers": 4, "scan": True, "remat": "full"})
+  assert scanned.model_flops == pytest.approx(plain.model_flops)
+  assert "network/transformer/layers/self_attention/w_q" in {leaf.name for leaf in scanned.leaves}
+
+
+@pytest.mark.parametrize(
+  ("mesh", "changes", "message"),
+  [
+    ((3, 1, 1), {}, "needs 3 devices; there are 8"),
+    ((8, 1, 1), {"batch_size": 12}, "batch_size 12 does not divide over data and fsdp, 8 x 1"),
+    ((8, 1, 1), {"accumulate": 4}, "does not divide into config.accumulate 4 parts"),
+    ((1, 1, 8), {}, "'heads' of size .* does not divide over 8 devices"),
+  ],
+)
+def test_what_cannot_be_is_said_in_its_row(mesh, changes, message):
+  found = made(mesh, **changes)
+  assert re.search(message, found.error)
+  text = plan_report.text(run(**changes), NODE, [found])
+  assert found.error in text and "no mesh fits" in text
+
+
+def test_the_best_is_the_fastest_that_leaves_room():
+  base = made((8, 1, 1))
+  of = lambda used, seconds: base._replace(memory_bytes=int(used * 80e9), seconds={"compute": seconds})
+  full, slow, fast = of(0.9, 1.0), of(0.2, 3.0), of(0.7, 2.0)
+  too_large = of(1.1, 0.1)
+  assert plan.best([full, slow, fast, too_large], NODE.chip) is fast
+  assert plan.best([full, too_large], NODE.chip) is full  # fits, with little room
+  assert plan.best([too_large], NODE.chip) is None
+  assert plan.best([base._replace(error="no")], NODE.chip) is None
+
+
+@pytest.mark.parametrize("name", ["v5e:16x16", "v5p:4x4x4", "2*v5e:4x4", "h100:4x8", "v5e:2x2"])
+def test_meshes_worth_a_look_use_every_chip(name):
+  where = chips.topology(name)
+  found = plan.meshes(where)
+  assert found and all(mesh_lib.sizes(shape, where.size) == shape for shape in found)
+  assert all(shape[0] % where.slices == 0 for shape in found)
+
+
+def test_the_command_reports_parameters_meshes_and_the_best(tmp_path):
+  code, out, err = tiny.command(
+    "launch/plan.py", f"--config={tiny.ROOT}/configs/policy_oat.py:mt4", "--topology=h100:8",
+    "--mesh=8,1,1;1,8,1;16,1,1",
+  )  # fmt: skip
+  assert code == 0, err
+  assert "h100:8: 8 x h100, 80 GB and 989 bfloat16 TFLOP/s each" in out
+  assert "network/to_logits/w" in out and "best: --config.mesh=" in out
+  assert "16,1,1" in out and "needs 16 devices; there are 8" in out
+
+
+def test_a_topology_that_is_none_is_one_line():
+  code, _, err = tiny.command(
+    "launch/plan.py", f"--config={tiny.ROOT}/configs/policy_oat.py:mt4", "--topology=v5x:16x16"
+  )
+  assert code == 1 and "no chip 'v5x'; did you mean 'v5" in err and len(err.splitlines()) == 1
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="the extra `tpu`")
+def test_a_step_compiles_for_chips_that_are_not_here():
+  where = chips.topology("v5e:2x2")
+  found = plan.make(run(model={"layers": 2, "scan": True}), where, (1, 4, 1))
+  assert not found.error and found.memory_bytes and found.memory_bytes > found.state_bytes / 2
+  assert found.flops and found.flops >= 0.9 * found.model_flops
+  assert {each.kind for each in found.collectives} & {"all-gather", "reduce-scatter", "all-reduce"}
+  slices = dataclasses.replace(where, slices=2)
+  assert plan.make(run(), slices, (2, 4, 1)).mesh == (2, 4, 1)
