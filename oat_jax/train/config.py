@@ -178,6 +178,7 @@ class Config:
   keep: int = 2  # newest checkpoints kept
   keep_every: int = 0  # and those whose step is a multiple of this; 0: none
   keep_best: str = ""  # and the one where this metric of the held-out data is least, e.g. mse_8
+  wandb: str = ""  # a project of Weights & Biases that metrics go to as well; "" is none
   plan: Plan = Plan()
 
   def __post_init__(self):

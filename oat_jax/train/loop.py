@@ -89,6 +89,7 @@ def train(
     Interrupted: a signal ended the run; its state is saved.
   """
   workdir = pathlib.Path(workdir)
+  metrics_lib.check_wandb(config.wandb)
   mesh = mesh_lib.make_mesh(config.mesh)
   split = inputs.load(config.data, images=config.kind == "policy")
   spec = split.train.spec
@@ -185,7 +186,14 @@ class _Run(NamedTuple):
         print(f"{self.workdir} is done: {start} steps", flush=True)
         return
       writing = jax.process_index() == 0
-      writer = metrics_lib.Writer(self.workdir, self.config.steps, start, active=writing)
+      writer = metrics_lib.Writer(
+        self.workdir,
+        self.config.steps,
+        start,
+        writing,
+        self.config.wandb,
+        config_lib.to_json(self.config),
+      )
       with contextlib.closing(writer):
         _steps(self, state, start, saved, writer)
       if not saved.settle():

@@ -1,10 +1,14 @@
-"""Metrics: to the console with the time left, to metrics.jsonl and to TensorBoard."""
+"""Metrics: to the console with the time left, metrics.jsonl, TensorBoard, and Weights & Biases."""
 
 from collections.abc import Mapping
 import contextlib
+import importlib
+import importlib.util
 import json
 import pathlib
 import sys
+from typing import Any
+import uuid
 
 from tensorboardX import SummaryWriter
 
@@ -12,10 +16,29 @@ from tensorboardX import SummaryWriter
 class Writer:
   """Writes scalars of one run; a resumed run drops the rows after its checkpoint."""
 
-  def __init__(self, workdir: pathlib.Path, total_steps: int, start_step: int, active: bool = True):
+  def __init__(
+    self,
+    workdir: pathlib.Path,
+    total_steps: int,
+    start_step: int,
+    active: bool = True,
+    wandb: str = "",
+    config: Mapping[str, Any] | None = None,
+  ):
+    """Opens what is written to.
+
+    Args:
+      workdir: of the run.
+      total_steps: of the whole run.
+      start_step: that it goes on from.
+      active: whether this process writes.
+      wandb: a project of Weights & Biases, "" for none; see `check_wandb`.
+      config: of the run, for it.
+    """
     self._total, self._active = total_steps, active
     if not active:
       return
+    self._wandb = _wandb(wandb, workdir, config) if wandb else None
     path = workdir / "metrics.jsonl"
     kept = []
     if path.exists():
@@ -51,6 +74,8 @@ class Writer:
       self._file.flush()
       for name, value in row.items():
         self._board.add_scalar(name, value, step)
+      if self._wandb is not None:
+        self._wandb.log(row, step=step)
     except OSError as error:  # a full disk does not end a run
       print(f"metrics of step {step} could not be written: {error}", file=sys.stderr, flush=True)
     text = "  ".join(f"{name} {values[name]:.4g}" for name in shown if name in values)
@@ -63,7 +88,32 @@ class Writer:
     if self._active:
       with contextlib.suppress(OSError):  # what a full disk has not taken is lost, and was said
         self._file.close()
+      if self._wandb is not None:
+        self._wandb.finish()
       self._board.close()
+
+
+def check_wandb(project: str) -> None:
+  """Raises ValueError where Weights & Biases is asked for and not installed."""
+  if project and importlib.util.find_spec("wandb") is None:
+    raise ValueError(
+      f"config.wandb is '{project}', but wandb is not installed: pip install 'oat-jax[wandb]'"
+    )
+
+
+def _wandb(project: str, workdir: pathlib.Path, config: Mapping[str, Any] | None) -> Any:
+  """Returns the run of a working directory, which goes on under the name that it began with."""
+  file = workdir / "wandb_id"
+  if not file.exists():
+    file.write_text(uuid.uuid4().hex[:8])
+  return importlib.import_module("wandb").init(
+    project=project,
+    id=file.read_text(),
+    name=workdir.name,
+    dir=str(workdir),
+    config=dict(config or {}),
+    resume="allow",
+  )
 
 
 def _step(line: str) -> float:

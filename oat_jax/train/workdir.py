@@ -35,6 +35,7 @@ HARMLESS = (
   "config/keep_every",
   "config/keep_best",
   "config/plan",
+  "config/wandb",
   "config/mesh",
 )
 

@@ -1,7 +1,13 @@
 """metrics.jsonl: no step twice, whatever a kill left behind."""
 
 import json
+import sys
+import types
 
+import pytest
+import tiny
+
+from oat_jax.train import loop
 from oat_jax.train import metrics
 
 
@@ -55,3 +61,44 @@ def test_other_processes_write_nothing(tmp_path, capsys):
 def test_durations():
   spoken = [metrics.format_seconds(seconds) for seconds in (0, 59.9, 61, 3600, 90061)]
   assert spoken == ["0m00s", "0m59s", "1m01s", "1h00m", "25h01m"]
+
+
+class Wandb(types.ModuleType):
+  """As the package of that name: notes what runs begin, log and end."""
+
+  def __init__(self):
+    super().__init__("wandb")
+    self.runs, self.logged, self.finished = [], [], 0
+
+  def init(self, **settings):
+    self.runs.append(settings)
+    return types.SimpleNamespace(log=self.log, finish=self.finish)
+
+  def log(self, row, step):
+    self.logged.append((step, row))
+
+  def finish(self):
+    self.finished += 1
+
+
+def test_weights_and_biases_gets_the_rows_and_a_resumed_run_is_the_same_one(tmp_path, monkeypatch):
+  wandb = Wandb()
+  monkeypatch.setitem(sys.modules, "wandb", wandb)
+  for start in (0, 3):
+    (tmp_path / "run").mkdir(exist_ok=True)
+    writer = metrics.Writer(tmp_path / "run", 9, start, True, "project", {"seed": 1})
+    writer.log(start + 1, {"loss": 1.5}, "train", ("loss",))
+    writer.close()
+  first, second = wandb.runs
+  assert first == second and first["project"] == "project" and first["resume"] == "allow"
+  assert first["name"] == "run" and first["config"] == {"seed": 1} and len(first["id"]) == 8
+  assert wandb.logged == [(1, {"train/loss": 1.5}), (4, {"train/loss": 1.5})]
+  assert wandb.finished == 2
+
+
+def test_weights_and_biases_that_is_not_installed_is_an_error_before_anything(tmp_path, monkeypatch):
+  monkeypatch.setattr(metrics.importlib.util, "find_spec", lambda name: None)
+  metrics.check_wandb("")
+  with pytest.raises(ValueError, match=r"config.wandb is 'p', but wandb is not installed: pip inst"):
+    loop.train(tiny.run_config("tokenizer", tmp_path, wandb="p"), tmp_path / "run")
+  assert not (tmp_path / "run").exists()
