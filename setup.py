@@ -1,4 +1,4 @@
-"""Packaging of oat_jax. `make` installs the extras train, sim, convert, dev; not gcs, wandb, tpu, cuda."""
+"""Packaging of oat_jax. `make` installs train, sim, convert, dev; not gcs, wandb, tpu, cuda."""
 
 import pathlib
 import re

@@ -1,4 +1,4 @@
-"""Sizes of tokenizers and policies, behind the comma of a config's argument: `policy_oat.py:mt4,20m`.
+"""Sizes of tokenizers and policies, behind the comma of an argument: `policy_oat.py:mt4,20m`.
 
 A size alone, `policy_oat.py:1b`, takes a robot with three cameras, see `generic`.
 
@@ -79,7 +79,7 @@ def _common(config: Any, size: str, width: int) -> None:
 
 
 def generic(config: Any) -> None:
-  """Sets the data of a robot with three cameras: patches of 224x224 pixels, two steps of history."""
+  """Sets the data of a robot with three cameras: patches of 224x224 pixels, two steps."""
   config.data.cameras = tuple(f"{name}=observation/{name}" for name in ("front", "side", "wrist"))
   config.data.image_size = (224, 224)
   config.data.observation_steps = 2

@@ -20,7 +20,9 @@ from ml_collections import config_flags
 import command
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "E.g. configs/policy_oat.py:1b.")
-TOPOLOGY = flags.DEFINE_string("topology", None, "E.g. v5e:16x16, v5p:4x4x4, h100:4x8.", required=True)
+TOPOLOGY = flags.DEFINE_string(
+  "topology", None, "E.g. v5e:16x16, v5p:4x4x4, h100:4x8.", required=True
+)
 MESH = flags.DEFINE_string("mesh", "", "Sizes of data,fsdp,tensor; several behind semicolons.")
 COMPILE = flags.DEFINE_bool("compile", True, "Whether to compile, where that is possible.")
 flags.mark_flag_as_required("config")

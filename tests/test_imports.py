@@ -73,8 +73,18 @@ ONLY_IN = {
   "optax": {"policies", "train.optimizer", "train.state", "train.step"},
   "orbax": {"train.checkpoint"},
   "grain": {"data.pipeline"},
-  "jax": {"nn", "tokenizers", "perception", "policies", "parallel", "cost", "train", "scaling", "study",
-          "bench"},  # fmt: skip
+  "jax": {
+    "nn",
+    "tokenizers",
+    "perception",
+    "policies",
+    "parallel",
+    "cost",
+    "train",
+    "scaling",
+    "study",
+    "bench",
+  },  # fmt: skip
   "tensorboardX": {"train.metrics"},
   "tokenizers": {"tokenizers.fast", "perception.text"},
   "torch": {"bench.peer_torch"},

@@ -98,7 +98,16 @@ def test_a_slice_that_is_preempted_is_asked_for_again(tmp_path):
   assert done.returncode == 0, done.stderr
   log = [line for line in (path / "log").read_text().splitlines() if "describe" not in line]
   what = [re.search(r"create|delete|train.py|install", line)[0] for line in log]
-  assert what == ["create", "install", "train.py", "delete", "create", "install", "train.py", "delete"]
+  assert what == [
+    "create",
+    "install",
+    "train.py",
+    "delete",
+    "create",
+    "install",
+    "train.py",
+    "delete",
+  ]
   assert "--spot" in log[0]
 
 
@@ -121,7 +130,12 @@ def test_the_jobset_has_fields_that_the_api_knows(manifest):
   validate = pytest.importorskip("kubernetes_validate", reason="the extra `dev`")
   for job in spec["replicatedJobs"]:
     assert job.keys() <= {"name", "replicas", "template", "groupName", "dependsOn"}
-    whole = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "one"}, **job["template"]}
+    whole = {
+      "apiVersion": "batch/v1",
+      "kind": "Job",
+      "metadata": {"name": "one"},
+      **job["template"],
+    }
     validate.validate(whole, "1.30", strict=True)
 
 

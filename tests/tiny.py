@@ -102,9 +102,7 @@ def trainer(model, init_args=(), config=None, on=None, accumulate=1):
   first, shardings = state.create(make, model.axes(), tx, on)
   first = jax.device_get(first)
   update = getattr(model, "update", None)
-  train_step = step.compile_train_step(
-    model.loss, tx, config, 0, on, shardings, update, accumulate
-  )
+  train_step = step.compile_train_step(model.loss, tx, config, 0, on, shardings, update, accumulate)
 
   def run(batches, each=None):
     at = jax.device_put(first, shardings)

@@ -41,7 +41,9 @@ def run(configs: Mapping[str, Any], scale: float = 1.0) -> dict[str, float]:
   with tempfile.TemporaryDirectory() as folder:
     root = pathlib.Path(folder)
     data.write_dataset(root / "data", 20, cameras=False)
-    values = _values(configs["tokenizer_mt4"], root / "data", max(SAVE_EVERY * 8, int(STEPS * scale)))
+    values = _values(
+      configs["tokenizer_mt4"], root / "data", max(SAVE_EVERY * 8, int(STEPS * scale))
+    )
     file = root / "config.json"
     file.write_text(json.dumps(values))
     environment = os.environ | {

@@ -1,10 +1,10 @@
 """Chips and how they are joined: peak figures, and the time that an exchange takes at its best."""
 
-from collections.abc import Sequence
 import dataclasses
 import difflib
 import math
 import re
+from typing import Any
 
 import numpy as np
 
@@ -93,7 +93,7 @@ class Topology:
 
 
 def topology(name: str) -> Topology:
-  """Returns a topology by name: `v5e:16x16`, `v5p:4x4x4`, `2*v5e:16x16`, or `h100:4x8`, 4 nodes of 8.
+  """Returns a topology by name: `v5e:16x16`, two slices `2*v5p:4x4x4`, 4 nodes of 8 `h100:4x8`.
 
   Raises ValueError for one that there is not, with the nearest one.
   """
@@ -114,11 +114,13 @@ def topology(name: str) -> Topology:
   if len(shape) != rank:
     raise ValueError(f"--topology={name}: {kind} has {rank} axes, e.g. {example}")
   if star and (not re.fullmatch(r"[1-9]\d*", times) or not chip.axes):
-    raise ValueError(f"--topology={name}: before the star stands a number of TPU slices, e.g. 2*{example}")
+    raise ValueError(
+      f"--topology={name}: before the star stands a number of TPU slices, e.g. 2*{example}"
+    )
   return Topology(one, kind, shape, int(times or 1))
 
 
-def rate(where: Topology, coordinates: Sequence[Sequence[int]]) -> float:
+def rate(where: Topology, coordinates: Any) -> float:
   """Returns the bytes a second that each chip of a group takes in, all links that help together.
 
   Args:
@@ -133,9 +135,7 @@ def rate(where: Topology, coordinates: Sequence[Sequence[int]]) -> float:
   if not chip.axes:
     return chip.network_rate if varies[0] else chip.link_rate
   rings = [
-    2 if length % chip.wraps == 0 else 1
-    for length, used in zip(where.shape, varies)
-    if used
+    2 if length % chip.wraps == 0 else 1 for length, used in zip(where.shape, varies) if used
   ]
   return chip.link_rate * max(1, sum(rings))
 

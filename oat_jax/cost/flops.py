@@ -9,6 +9,7 @@ import math
 from typing import Any
 
 import jax
+from jax import core as jax_core
 
 # One for the forward pass, two for the gradients with respect to inputs and weights.
 TRAINING = 3
@@ -37,6 +38,6 @@ def _of(jaxpr: Any) -> float:
       total += 2.0 * made * math.prod(kernel) / kernel[numbers.rhs_spec[0]]
     else:
       times = equation.params["length"] if name == "scan" else 1
-      inner = [_of(each) for each in jax.core.jaxprs_in_params(equation.params)]
+      inner = [_of(each) for each in jax_core.jaxprs_in_params(equation.params)]
       total += times * (max(inner, default=0.0) if name == "cond" else sum(inner))
   return total

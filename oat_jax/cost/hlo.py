@@ -279,7 +279,9 @@ def _traffic(
     return 0.0
   of = lambda array: 0 if array.on_chip else array.bytes
   operands = [
-    computation.instructions[name].arrays for name in each.operands if name in computation.instructions
+    computation.instructions[name].arrays
+    for name in each.operands
+    if name in computation.instructions
   ]
   written = sum(map(of, each.arrays))
   if each.opcode == "copy-start":  # its result is (copy, original, context)

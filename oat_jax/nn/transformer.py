@@ -96,7 +96,9 @@ class Transformer(nn.Module):
         one = jnp.zeros((1, 1, self.num_heads, self.width // self.num_heads), self.dtype)
         cross = KeysValues(one, one)
       args = (x_11D, jnp.ones((1, 1, 1), bool), cross, None, 0, None, True)
-      self.layers = self.param("layers", stack.init(self._block(parent=None), self.num_layers, *args))
+      self.layers = self.param(
+        "layers", stack.init(self._block(parent=None), self.num_layers, *args)
+      )
     else:
       self.blocks = [self._block() for _ in range(self.num_layers)]
     self.norm_out = RMSNorm()
@@ -177,7 +179,7 @@ class Transformer(nn.Module):
   def _scanned(self, x_BTD, mask_BTS, memory, cache, index, deterministic):
     tokens_BMD = memory if isinstance(memory, jax.Array) else None
     if memory is not None:
-      B = memory.k_BSHK.shape[1] if tokens_BMD is None else tokens_BMD.shape[0]
+      B = memory.shape[0] if isinstance(memory, jax.Array) else memory.k_BSHK.shape[1]
       x_BTD = jnp.broadcast_to(x_BTD, (B, *x_BTD.shape[1:]))
     block, random = self._block(parent=None), self.dropout and not deterministic
     keys_L = jax.random.split(self.make_rng("dropout"), self.num_layers) if random else None

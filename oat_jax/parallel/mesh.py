@@ -34,8 +34,8 @@ def make_mesh(shape: tuple[int, ...], devices: Sequence[Any] | None = None) -> j
     return jax.make_mesh(found, AXES, axis_types=types, devices=list(devices))
   if found[0] % slices:
     raise ValueError(
-      f"config.mesh is {found} over {slices} slices; the data axis alone crosses between them, so it "
-      f"must be a multiple of {slices}"
+      f"config.mesh is {found} over {slices} slices; the data axis alone crosses between them, so "
+      f"it must be a multiple of {slices}"
     )
   inside, across = (found[0] // slices, *found[1:]), (slices, 1, 1)
   placed = mesh_utils.create_hybrid_device_mesh(
@@ -48,7 +48,7 @@ def count_slices(devices: Sequence[Any]) -> int:
   """Returns how many TPU slices devices lie in; 1 for all others, whose network is one for all."""
   if devices[0].platform != "tpu":
     return 1
-  return len({device.slice_index for device in devices})
+  return len({getattr(device, "slice_index", 0) for device in devices})
 
 
 def abstract(shape: tuple[int, ...]) -> jax.sharding.AbstractMesh:

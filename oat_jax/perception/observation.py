@@ -137,7 +137,9 @@ class Encoder(nn.Module):
     h_BTF = jnp.concatenate([state_BTS, present_BT1, *told_BTX, *pooled], -1)
     h_BTF = nn.gelu(linear.Linear(c.hidden, None, "mlp", dtype=self.dtype, name="mlp_in")(h_BTF))
     h_BTF = partitioning.constrain(h_BTF, "batch", None, "mlp")
-    h_BTF = nn.gelu(linear.Linear(c.hidden, "mlp", "embed", dtype=self.dtype, name="mlp_mid")(h_BTF))
+    h_BTF = nn.gelu(
+      linear.Linear(c.hidden, "mlp", "embed", dtype=self.dtype, name="mlp_mid")(h_BTF)
+    )
     h_BTF = partitioning.constrain(h_BTF, "batch", None, "mlp")
     x_BTD = linear.Linear(self.width, "mlp", "embed", dtype=self.dtype, name="mlp_out")(h_BTF)
     positions_TD = self.param("positions", initializers.normal(None, "embed"), (T, self.width))

@@ -16,11 +16,11 @@ import numpy as np
 
 from oat_jax import batch as batch_lib
 from oat_jax import tokenizers
-from oat_jax.data import normalization
-from oat_jax.parallel import mesh as mesh_lib
 from oat_jax.cost import chips
 from oat_jax.cost import flops as flops_lib
 from oat_jax.cost import hlo
+from oat_jax.data import normalization
+from oat_jax.parallel import mesh as mesh_lib
 from oat_jax.train import config as config_lib
 from oat_jax.train import models
 from oat_jax.train import optimizer as optimizer_lib
@@ -119,10 +119,12 @@ def run_of(config: config_lib.Config, tokenizer: Mapping[str, Any]) -> Run:
     action_dim=sizes.action_dim,
     state_dim=sizes.state_dim,
     task_names=tuple(f"task {i}" for i in range(sizes.tasks)),
-    cameras=tuple((camera.partition("=")[0], *data.image_size) for camera in data.cameras),
+    cameras=tuple((camera.partition("=")[0], *data.image_size[:2]) for camera in data.cameras),  # type: ignore
     language_dim=sizes.language_dim,
   )
-  of = lambda dims: normalization.stack([normalization.compute(np.outer([-1.0, 1.0], np.ones(dims)))])
+  of = lambda dims: normalization.stack(
+    [normalization.compute(np.outer([-1.0, 1.0], np.ones(dims)))]
+  )
   statistics = {"actions": of(spec.action_dim), "state": of(spec.state_dim)}
   shapes = batch_lib.shapes(spec, config.batch_size)
   batch: Any = jax.tree.map(
@@ -135,7 +137,9 @@ def run_of(config: config_lib.Config, tokenizer: Mapping[str, Any]) -> Run:
   args: tuple[Any, ...] = (jax.eval_shape(lambda: jax.random.key(0)),)
   if inner is not None:
     if inner.init is None:
-      raise ValueError("a fitted tokenizer's parameters are not known without data; plan a learned one")
+      raise ValueError(
+        "a fitted tokenizer's parameters are not known without data; plan a learned one"
+      )
     args = (*args, jax.eval_shape(inner.init, args[0]))
   prepare = getattr(model, "prepare", None)
   if prepare is not None and config.precompute:
@@ -151,9 +155,7 @@ def model_flops(run: Run) -> float:
   return flops_lib.TRAINING * flops_lib.forward(loss, params, run.batch)
 
 
-def make(
-  run: Run, where: chips.Topology, mesh_shape: Sequence[int], compiled: bool = True
-) -> Plan:
+def make(run: Run, where: chips.Topology, mesh_shape: Sequence[int], compiled: bool = True) -> Plan:
   """Returns the plan of one mesh; where it cannot be, one with `error`.
 
   Args:
@@ -187,9 +189,7 @@ def make(
     }
     return nothing._replace(mesh=sizes, leaves=leaves, state_bytes=of_state, seconds=seconds)
   rows = mesh_lib.batch_sharding(mesh)
-  batch = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), run.batch
-  )
+  batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), run.batch)
   update = getattr(run.model, "update", None)
   step = step_lib.compile_train_step(
     run.model.loss, optimizer, config.optimizer, config.seed, mesh, shardings, update,
@@ -274,7 +274,9 @@ def can_compile(where: chips.Topology) -> bool:
 def _bytes(tree: Any) -> int:
   """Returns the bytes of one chip's parts."""
   part = lambda x: math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
-  return sum(part(x) for x in jax.tree.leaves(tree) if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key))
+  return sum(
+    part(x) for x in jax.tree.leaves(tree) if not jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key)
+  )
 
 
 def _leaves(params: Any, axes: Any) -> tuple[Leaf, ...]:
@@ -327,7 +329,13 @@ def _rate_of_group(where: chips.Topology, mesh: Any, group: int) -> float:
 def meshes(where: chips.Topology) -> list[tuple[int, int, int]]:
   """Returns meshes worth a look: powers of two over fsdp, little of tensor and data."""
   S, n = where.slices, where.size // where.slices
-  inside = [(1, n, 1), (2, n // 2, 1), (1, n // 2, 2), (1, n // 4, 4), (n // 16 or 1, min(16, n), 1)]
+  inside = [
+    (1, n, 1),
+    (2, n // 2, 1),
+    (1, n // 2, 2),
+    (1, n // 4, 4),
+    (n // 16 or 1, min(16, n), 1),
+  ]
   return [
     (S * data, fsdp, tensor)
     for data, fsdp, tensor in dict.fromkeys(inside)
@@ -343,5 +351,3 @@ def best(plans: Sequence[Plan], chip: chips.Chip, spare: float = 0.25) -> Plan |
     if fitting:
       return min(fitting, key=lambda plan: plan.step_seconds)
   return None
-
-

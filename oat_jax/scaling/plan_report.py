@@ -28,14 +28,21 @@ def text(run: plan_lib.Run, where: chips.Topology, plans: Sequence[plan_lib.Plan
     lines += _parameters(shown) + [""]
   lines += _meshes(plans, chip) + [""]
   if best is None:
-    return "\n".join([*lines, "no mesh fits: take a smaller batch, config.accumulate or more chips"])
+    return "\n".join(
+      [*lines, "no mesh fits: take a smaller batch, config.accumulate or more chips"]
+    )
   return "\n".join(lines + _summary(run, where, best))
 
 
 def _parameters(plan: plan_lib.Plan) -> list[str]:
   leaves = sorted(plan.leaves, key=lambda leaf: -math.prod(leaf.shape))
   table = [
-    (leaf.name, "x".join(map(str, leaf.shape)) or "1", leaf.spec.removeprefix("P"), _size(leaf.bytes))
+    (
+      leaf.name,
+      "x".join(map(str, leaf.shape)) or "1",
+      leaf.spec.removeprefix("P"),
+      _size(leaf.bytes),
+    )
     for leaf in leaves[:LISTED]
   ]
   rest = leaves[LISTED:]
@@ -58,7 +65,8 @@ def _meshes(plans: Sequence[plan_lib.Plan], chip: chips.Chip) -> list[str]:
     rows.append(
       (
         _mesh(plan),
-        f"{_size(used)} ({100 * used / chip.hbm_bytes:.0f} %)" + " state" * (plan.memory_bytes is None),
+        f"{_size(used)} ({100 * used / chip.hbm_bytes:.0f} %)"
+        + " state" * (plan.memory_bytes is None),
         ms["compute"],
         ms.get("memory", "-"),
         ms.get("interconnect", "-"),
@@ -67,8 +75,8 @@ def _meshes(plans: Sequence[plan_lib.Plan], chip: chips.Chip) -> list[str]:
         f"{plan.compile_seconds:.0f} s" if plan.memory_bytes else "-",
       )
     )
-  head = ("data,fsdp,tensor", "memory", "compute ms", "memory ms", "interconnect ms", "bound", "MFU",
-          "compiled in")  # fmt: skip
+  times = (f"{name} ms" for name in ("compute", "memory", "interconnect"))
+  head = ("data,fsdp,tensor", "memory", *times, "bound", "MFU", "compiled in")
   return ["at peak figures, one step:", *_table(head, rows)]
 
 
@@ -90,7 +98,8 @@ def _summary(run: plan_lib.Run, where: chips.Topology, plan: plan_lib.Plan) -> l
     of[1] += each.bytes
   if kinds:
     rows = [
-      (kind, str(group), f"{count:.0f}", _size(size)) for (kind, group), (count, size) in kinds.items()
+      (kind, str(group), f"{count:.0f}", _size(size))
+      for (kind, group), (count, size) in kinds.items()
     ]
     rows.sort(key=lambda row: row[0])
     lines += ["", "exchanged in one step:", *_table(("kind", "chips", "times", "bytes"), rows)]
@@ -112,7 +121,9 @@ def _size(count: float) -> str:
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
   whole = [row for row in rows if len(row) == len(head)]
   widths = [max(len(row[i]) for row in [head, *whole]) for i in range(len(head))]
-  line = lambda row: "  " + "  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip()
+  line = lambda row: (
+    "  " + "  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip()
+  )
   return [
     line(row) if len(row) == len(head) else f"  {row[0].ljust(widths[0])}  {row[1]}"
     for row in [head, *rows]

@@ -42,9 +42,7 @@ class Checkpointer:
     if keep_best:
       # The last in the order of the metric is kept: the least is made the last.
       best = lambda metrics: -metrics[keep_best]
-      policies.append(
-        kept.BestN(get_metric_fn=best, n=1, keep_checkpoints_without_metrics=False)
-      )
+      policies.append(kept.BestN(get_metric_fn=best, n=1, keep_checkpoints_without_metrics=False))
     any_of: Any = kept.AnyPreservationPolicy(policies)
     # The step that was asked for last, and whether it is being written still.
     self._workdir, self._last = workdir, 0
@@ -64,7 +62,7 @@ class Checkpointer:
     step: int,
     state: TrainState,
     data: dict[str, Any],
-    metrics: dict[str, float] | None = None,
+    metrics: Any = None,
   ) -> None:
     """Starts to save; waits only for an earlier save that is still being written.
 
@@ -146,7 +144,8 @@ def steps(workdir: str | os.PathLike) -> list[int]:
 def newest_readable(workdir: str | os.PathLike) -> int:
   """Returns the newest step that can be read to its end, 0 where there is none at all.
 
-  Files that are missing, cut off or cannot be decoded are found; orbax keeps no checksums. Newer steps, which a failing disk or a copy that broke off has left, are said, and moved to
+  Files that are missing, cut off or cannot be decoded are found; orbax keeps no checksums. Newer
+  steps, which a failing disk or a copy that broke off has left, are said, and moved to
   `workdir`/unreadable. Of several processes the first one reads, and tells the others.
 
   Raises:
@@ -168,8 +167,8 @@ def newest_readable(workdir: str | os.PathLike) -> int:
       target.parent.mkdir(exist_ok=True)
       (directory(workdir) / str(step)).replace(target)
       print(
-        f"{workdir}: checkpoint {step} cannot be read ({bad[step]}); it is moved to {target}, and the "
-        f"run goes on from {found}",
+        f"{workdir}: checkpoint {step} cannot be read ({bad[step]}); it is moved to {target}, and "
+        f"the run goes on from {found}",
         file=sys.stderr,
         flush=True,
       )

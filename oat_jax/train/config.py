@@ -140,7 +140,7 @@ class Optimizer:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """What the data will be like, for launch/plan.py, which has none; training does not look at it."""
+  """What the data will be like, for launch/plan.py, which has none; training ignores it."""
 
   state_dim: int = 1
   action_dim: int = 1

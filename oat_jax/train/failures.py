@@ -1,4 +1,4 @@
-"""What is kept of a step whose loss or gradient was not finite: its batch, and the state before it."""
+"""What is kept of a step whose loss or gradient was not finite: its batch, the state before it."""
 
 from collections.abc import Mapping
 import pathlib
@@ -28,7 +28,8 @@ def check(
   done = int(state.step)
   path = workdir / "failures" / f"step_{done + 1}_process_{jax.process_index()}.npz"
   path.parent.mkdir(exist_ok=True)
-  np.savez(path, **_flat(batch_of(done + 1)))
+  arrays: Any = _flat(batch_of(done + 1))
+  np.savez(path, **arrays)
   kept = ""
   if done:
     save(done)

@@ -70,9 +70,7 @@ def evaluate(
   return out
 
 
-def train(
-  config: config_lib.Config, workdir: str | os.PathLike, profile: int = 0
-) -> pathlib.Path:
+def train(config: config_lib.Config, workdir: str | os.PathLike, profile: int = 0) -> pathlib.Path:
   """Trains, or goes on training, the run of a working directory.
 
   Args:
@@ -198,8 +196,8 @@ class _Run(NamedTuple):
         _steps(self, state, start, saved, writer)
       if not saved.settle():
         raise OSError(
-          f"{self.workdir}: the last checkpoint is not written; make room, and the same command goes "
-          f"on from step {max(checkpoint.steps(self.workdir), default=0)}"
+          f"{self.workdir}: the last checkpoint is not written; make room, and the same command "
+          f"goes on from step {max(checkpoint.steps(self.workdir), default=0)}"
         )
 
   def checkpointer(self) -> checkpoint.Checkpointer:

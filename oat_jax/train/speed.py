@@ -5,7 +5,7 @@ MFU, model FLOPs utilisation: three times the forward pass's products of matrice
 `mfu_compiled` is of the FLOPs that the compiled step asks for, computing again included.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 import contextlib
 import pathlib
 import resource
@@ -52,9 +52,7 @@ class Step(NamedTuple):
     return out | memory()
 
 
-def compile_step(
-  step: Any, model: Any, state: Any, batch: Any, devices: int, windows: int
-) -> Step:
+def compile_step(step: Any, model: Any, state: Any, batch: Any, devices: int, windows: int) -> Step:
   """Compiles a jitted train step for such a state and batch, arrays or shapes with shardings."""
   program = step.lower(state, batch).compile()
   loss = lambda params, batch: model.loss(params, batch, jax.random.key(0))[0]
@@ -67,7 +65,7 @@ def compile_step(
   return Step(program, windows, tokens, asked, compiled, peak)
 
 
-def memory() -> Mapping[str, float]:
+def memory() -> dict[str, float]:
   """Returns gigabytes (10**9): the most in use so far by this process, and by its first device."""
   scale = 1 if sys.platform == "darwin" else 1024
   host = scale * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

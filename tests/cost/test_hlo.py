@@ -1,4 +1,4 @@
-"""What a compiled program costs: against numbers by hand, and against programs whose cost is known."""
+"""What a compiled program costs: against numbers by hand, and programs whose cost is known."""
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +54,7 @@ ENTRY %main (p0: bf16[4,16], p1: bf16[6,16,32], p2: f32[32,32]) -> f32[2,32] {
   %loop = (s32[], bf16[4,16]{1,0}, bf16[6,16,32]{2,1,0}) while(%start), condition=%condition, body=%body
   ROOT %all-reduce-scatter.1 = f32[2,32]{1,0} fusion(%p2), kind=kCustom, calls=%all-reduce-scatter.fused
 }
-"""
+"""  # noqa: E501
 
 
 def test_a_loop_counts_as_often_as_it_runs():
@@ -84,7 +84,9 @@ def compiled(function, *args):
 def test_products_of_a_scan_are_those_of_its_turns():
   w_LDD, x_BD = jnp.ones((5, 32, 32)), jnp.ones((8, 32))
   layer = lambda x_BD, w_DD: jnp.tanh(x_BD @ w_DD)
-  scanned = compiled(lambda x, w: jax.lax.scan(lambda x, w: (layer(x, w), None), x, w)[0], x_BD, w_LDD)
+  scanned = compiled(
+    lambda x, w: jax.lax.scan(lambda x, w: (layer(x, w), None), x, w)[0], x_BD, w_LDD
+  )
   assert hlo.cost(scanned.as_text()).flops == 5 * 2 * 8 * 32 * 32
 
 
@@ -115,7 +117,9 @@ def test_a_training_step_asks_for_three_forward_passes_and_the_one_computed_agai
     params = policy.init(jax.random.key(0), inner.init(jax.random.key(1)))
     prepared = batch | policy.prepare(params, batch)
     network = params["network"]
-    loss = lambda net, params, batch: policy.loss(params | {"network": net}, batch, jax.random.key(2))[0]
+    loss = lambda net, params, batch, policy=policy: policy.loss(
+      params | {"network": net}, batch, jax.random.key(2)
+    )[0]
     program = compiled(jax.grad(loss), network, params, prepared)
     found[remat] = hlo.cost(program.as_text()).flops
     forward = flops.forward(loss, network, params, prepared)

@@ -1,6 +1,6 @@
-"""Not a test: prints how every parameter of every shipped config is cut, as sharding_tables.txt has it.
+"""Not a test: prints how every parameter of every shipped config is cut.
 
-  PYTHONPATH=. python tests/parallel/sharding_tables.py > tests/parallel/sharding_tables.txt
+PYTHONPATH=. python tests/parallel/sharding_tables.py > tests/parallel/sharding_tables.txt
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Plans without chips: what lies on each, what cannot be, which mesh is named; compiled where it can be."""
+"""Plans without chips: what lies on each, what cannot be, which mesh is named."""
 
 import dataclasses
 import importlib.util
@@ -72,7 +72,9 @@ def test_what_cannot_be_is_said_in_its_row(mesh, changes, message):
 
 def test_the_best_is_the_fastest_that_leaves_room():
   base = made((8, 1, 1))
-  of = lambda used, seconds: base._replace(memory_bytes=int(used * 80e9), seconds={"compute": seconds})
+  of = lambda used, seconds: base._replace(
+    memory_bytes=int(used * 80e9), seconds={"compute": seconds}
+  )
   full, slow, fast = of(0.9, 1.0), of(0.2, 3.0), of(0.7, 2.0)
   too_large = of(1.1, 0.1)
   assert plan.best([full, slow, fast, too_large], NODE.chip) is fast

@@ -16,8 +16,8 @@ from oat_jax.evaluate import rollout
 from oat_jax.study import compare_policies
 from oat_jax.study import policies_report
 from oat_jax.train import loop
-from oat_jax.train import signals
 from oat_jax.train import models
+from oat_jax.train import signals
 
 SUITE = "metaworld/mt4"
 TASKS = ("box-close", "coffee-pull", "disassemble", "stick-pull")

@@ -61,7 +61,10 @@ def test_what_a_full_disk_does_not_take_is_said_and_tried_again(tmp_path, capsys
 def test_a_run_whose_last_checkpoint_is_not_written_says_so(dataset, tmp_path):
   """It trains on to its end; with room, the same command ends it."""
   config = tiny.run_config("tokenizer", dataset, steps=4, save_every=2)
-  with full(), pytest.raises(OSError, match="last checkpoint is not written; make room.*from step 0"):
+  with (
+    full(),
+    pytest.raises(OSError, match="last checkpoint is not written; make room.*from step 0"),
+  ):
     loop.train(config, tmp_path / "run")
   assert tiny.metrics(tmp_path / "run")[-1]["step"] == 4
   loop.train(config, tmp_path / "run")

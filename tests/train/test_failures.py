@@ -66,5 +66,7 @@ def test_the_run_ends_with_the_batch_and_the_state_before_it(dataset, tmp_path):
 def test_failures_may_be_passed_over_to_the_end(dataset, tmp_path, capsys):
   loop.train(diverging(dataset, max_failures=100), tmp_path / "run")
   assert checkpoint.steps(tmp_path / "run") == [6]
-  counts = [row["train/failures"] for row in tiny.metrics(tmp_path / "run") if "train/failures" in row]
+  counts = [
+    row["train/failures"] for row in tiny.metrics(tmp_path / "run") if "train/failures" in row
+  ]
   assert 0 < counts[0] < counts[-1] <= 6

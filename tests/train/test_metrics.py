@@ -96,9 +96,13 @@ def test_weights_and_biases_gets_the_rows_and_a_resumed_run_is_the_same_one(tmp_
   assert wandb.finished == 2
 
 
-def test_weights_and_biases_that_is_not_installed_is_an_error_before_anything(tmp_path, monkeypatch):
+def test_weights_and_biases_that_is_not_installed_is_an_error_before_anything(
+  tmp_path, monkeypatch
+):
   monkeypatch.setattr(metrics.importlib.util, "find_spec", lambda name: None)
   metrics.check_wandb("")
-  with pytest.raises(ValueError, match=r"config.wandb is 'p', but wandb is not installed: pip inst"):
+  with pytest.raises(
+    ValueError, match=r"config.wandb is 'p', but wandb is not installed: pip inst"
+  ):
     loop.train(tiny.run_config("tokenizer", tmp_path, wandb="p"), tmp_path / "run")
   assert not (tmp_path / "run").exists()

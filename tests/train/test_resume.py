@@ -9,10 +9,10 @@ import tiny
 from oat_jax.train import checkpoint
 from oat_jax.train import inputs
 from oat_jax.train import loop
-from oat_jax.train import signals
 from oat_jax.train import metrics
 from oat_jax.train import models
 from oat_jax.train import optimizer
+from oat_jax.train import signals
 from oat_jax.train import state as state_lib
 
 # Dropout, noise and a schedule that ends with the run: all that could depend on a restart.
