@@ -319,7 +319,7 @@ def _rate_of_group(where: chips.Topology, mesh: Any, group: int) -> float:
     if math.prod(mesh.shape[name] for name in names) == group:
       index = tuple(slice(None) if name in names else 0 for name in mesh_lib.AXES)
       coordinates = [
-        [device.slice_index] * (where.slices > 1) + list(device.coords[: len(where.shape)])
+        [*([device.slice_index] if where.slices > 1 else []), *device.coords[: len(where.shape)]]
         for device in devices[index].ravel()
       ]
       return chips.rate(where, coordinates)
