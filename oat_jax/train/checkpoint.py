@@ -5,6 +5,7 @@ state; `data` is the integer step, the seed and the dataset's fingerprint, from 
 batches continues.
 """
 
+from concurrent import futures
 import contextlib
 import os
 import pathlib
@@ -47,6 +48,7 @@ class Checkpointer:
     # The step that was asked for last, and whether it is being written still.
     self._workdir, self._last = workdir, 0
     self._written: Any = None
+    self._thread = futures.ThreadPoolExecutor(1, "checkpoint")
     self._orbax = ocp.training.Checkpointer(
       str(directory(workdir)),
       save_decision_policy=always,
@@ -75,14 +77,23 @@ class Checkpointer:
     """
     self.settle()
     self._last, own = step, {"params": state.ema_params, "train": _train(state), "data": data}
-    start = lambda: self._orbax.save_checkpointables_async(step, dict(own), metrics=metrics)
+    if jax.process_count() == 1:
+      # Orbax prepares a save for longer than a small model's step takes: it works on a copy, beside
+      # the loop. Several processes meet in a save, and so begin it in the loop.
+      own = jax.tree.map(lambda x: np.array(x) if isinstance(x, jax.Array) else x, own)
+      self._written = self._thread.submit(lambda: self._start(step, own, metrics).result())
+      return
     try:
-      try:
-        self._written = start()
-      except Exception:  # of the save before, which orbax tells of once more
-        self._written = start()
+      self._written = self._start(step, own, metrics)
     except Exception as error:
       self._failed(error)
+
+  def _start(self, step: int, own: dict[str, Any], metrics: Any) -> Any:
+    start = lambda: self._orbax.save_checkpointables_async(step, dict(own), metrics=metrics)
+    try:
+      return start()
+    except Exception:  # of the save before, which orbax tells of once more
+      return start()
 
   def settle(self) -> bool:
     """Waits for what is being written; says so where it cannot be.
@@ -125,6 +136,7 @@ class Checkpointer:
     self.settle()
     with contextlib.suppress(Exception):  # `settle` has said it
       self._orbax.close()
+    self._thread.shutdown()
 
 
 def _train(state: TrainState) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from oat_jax.parallel import mesh as mesh_lib
 
 # Of activations: those of parameters stand in the program's signature.
 PINNED = re.compile(r"sdy.sharding_constraint \S+ <@mesh, (.*?)>")
+ACTING = ([1, 1, 1], [8, 1, 1], [2, 2, 2])  # meshes whose parameters act, too
 LAST_LAYER = {
   "tokenizer": lambda network: network["decoder"]["to_actions"],
   "policy": lambda network: network["to_logits"],
@@ -64,7 +65,9 @@ def main(meshes):
       state, rows = run(batches)
       out[f"{name} {shape}"] = {
         "initial": digest(initial.params),
-        "acts": acts(model, state.params, mesh) if name != "tokenizer" else None,
+        "acts": acts(model, state.params, mesh)
+        if name != "tokenizer" and shape in ACTING
+        else None,
         "losses": [row["loss"] for row in rows],
         "grad_norms": [row["grad_norm"] for row in rows],
         "parts": len({str(s.index) for s in weights.addressable_shards}),

@@ -38,7 +38,7 @@ def test_every_mesh_trains_as_one_device_does(runs, name):
 
 @pytest.mark.parametrize("name", ["policy", "diffusion"])
 def test_the_same_key_acts_alike_on_every_mesh(runs, name):
-  one, *others = (runs[f"{name} {mesh}"]["acts"] for mesh in MESHES)
+  one, *others = (runs[f"{name} {mesh}"]["acts"] for mesh in MESHES[:3])
   for other in others:
     assert other["tokens"] == one["tokens"]  # none of these lies between two logits
     np.testing.assert_allclose(other["chunks"], one["chunks"], atol=1e-3)
