@@ -4,7 +4,8 @@ A size alone, `policy_oat.py:1b`, takes a robot with three cameras, see `generic
 
 Learning rates fall with the width, 1e-3 at 128: with AdamW the right step of a matrix is inversely
 proportional to its inputs (arXiv 2203.03466); embeddings, which are few, take the same. From 80m on
-layers are one scan, whose activations are computed again in the backward pass, in bfloat16.
+layers are one scan, whose activations are computed again in the backward pass. These, and all of
+the robot with three cameras, are computed in bfloat16.
 
 Policies count without the encoder of images, which has a column of its own. All widths, heads and
 patches divide over 8 devices from 20m on.
@@ -44,8 +45,11 @@ def split(argument: str, variants: tuple[str, ...], sizes: dict[str, Any]) -> tu
   first, _, second = argument.partition(",")
   variant, size = ("", first) if not second and first in sizes else (first, second)
   if variant and variant not in variants:
-    known = f"{', '.join(variants)}, each with ,SIZE behind it or not; or a size"
-    raise ValueError(f"unknown variant '{variant}'; there are {known}: {', '.join(sizes)}")
+    known = f"{', '.join(variants[:-1])} and {variants[-1]}"
+    raise ValueError(
+      f"unknown variant '{variant}'; there are {known}; a size may stand behind a comma, or alone: "
+      f"{', '.join(sizes)}"
+    )
   if size and size not in sizes:
     raise ValueError(f"unknown size '{size}'; there are {', '.join(sizes)}")
   return variant, size
@@ -60,7 +64,8 @@ def policy(config: Any, size: str) -> None:
   vit.width, vit.heads, vit.layers = tower
   vit.mlp_width = 4 * tower[0]
   _common(config, size, width)
-  vit.scan, vit.remat = config.model.scan, config.model.remat
+  if size in SCANNED:
+    vit.scan, vit.remat = True, "full"
 
 
 def tokenizer(config: Any, size: str) -> None:
@@ -84,7 +89,8 @@ def generic(config: Any) -> None:
   config.data.image_size = (224, 224)
   config.data.observation_steps = 2
   config.plan = ConfigDict({"state_dim": 16, "action_dim": 8, "tasks": 8})
+  config.model.dtype = "bfloat16"
   if config.kind == "policy":
     images = config.model.observation.images
     images.encoder, images.tokens, images.shared = "vit", "patches", True
-    images.vit.patch = 16
+    images.vit.patch, images.vit.scan = 16, True

@@ -15,7 +15,7 @@ _ARRAY = re.compile(r"\b([a-z]+[0-9]*[a-z0-9]*)\[([0-9,]*)\](\{[^}]*\})?")
 # Of these nothing moves: they name what is there already, or what they hold is counted inside.
 _FREE = {
   "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call", "conditional",
-  "after-all", "partition-id", "replica-id", "copy-done", "opt-barrier", "iota",
+  "after-all", "partition-id", "replica-id", "opt-barrier", "iota",
 }  # fmt: skip
 # On-chip memory, into which compilers for TPUs place arrays: S(1) in a layout.
 _ON_CHIP = re.compile(r"S\([1-9]\d*\)")
@@ -206,11 +206,11 @@ def _reached(
 
 
 def _turns(computations: Mapping[str, Computation], loop: Instruction) -> int:
-  """Returns how often a loop runs: what its counter is compared with."""
+  """Returns how often a loop runs: what its counter is compared with, in the counter's strides."""
   known = re.search(r'known_trip_count"?:\{"n":"(\d+)"', loop.rest)
   if known:
     return int(known[1])
-  bounds = set()
+  bounds, places = set(), set()
   todo = [loop.attribute("condition")]
   while todo:
     for each in computations[todo.pop()].instructions.values():
@@ -218,9 +218,34 @@ def _turns(computations: Mapping[str, Computation], loop: Instruction) -> int:
         todo.append(each.attribute("calls"))
       if each.opcode == "constant" and each.arrays[0].dtype in ("s32", "u32", "s64"):
         bounds.add(int(each.operands[0]))
+      if each.opcode == "get-tuple-element":
+        places.add(int(each.attribute("index")))
   if len(bounds) != 1:
     raise ValueError(f"the loop {loop.name} has no fixed number of turns in its text: {bounds}")
-  return bounds.pop()
+  body = computations[loop.attribute("body")]
+  strides = {_stride(computations, body, place) for place in places}
+  return math.ceil(bounds.pop() / max(strides, default=1))
+
+
+def _stride(computations: Mapping[str, Computation], body: Computation, place: int) -> int:
+  """Returns what a loop adds to a part of its carry in one turn; 1 where it does not say.
+
+  The loops of products whose operands arrive piece by piece, "windowed", do two pieces in a turn.
+  """
+  name = body.instructions[body.root].operands[place]
+  while name in body.instructions:
+    each = body.instructions[name]
+    if each.opcode == "fusion":
+      body = computations[each.attribute("calls")]
+      name = body.root
+    elif each.opcode == "add":
+      added = [body.instructions[operand] for operand in each.operands]
+      return max((int(x.operands[0]) for x in added if x.opcode == "constant"), default=1)
+    elif each.opcode in ("copy", "bitcast"):
+      name = each.operands[0]
+    else:
+      break
+  return 1
 
 
 def _flops(computation: Computation, each: Instruction) -> float:
@@ -275,7 +300,10 @@ def _traffic(
   computations: Mapping[str, Computation], computation: Computation, each: Instruction
 ) -> float:
   """Returns the bytes that an instruction reads from memory and writes to it."""
-  if each.opcode in _FREE or each.opcode.removesuffix("-done") in COLLECTIVES:
+  name = each.opcode.removesuffix("-start")
+  if name in _FREE or name in COLLECTIVES or name.endswith("-done"):
+    return 0.0
+  if '"AllocateBuffer"' in each.rest:
     return 0.0
   of = lambda array: 0 if array.on_chip else array.bytes
   operands = [
@@ -286,6 +314,9 @@ def _traffic(
   written = sum(map(of, each.arrays))
   if each.opcode == "copy-start":  # its result is (copy, original, context)
     return of(each.arrays[0]) + of(each.arrays[1])
+  if each.opcode == "slice-start":  # (original, slice, context)
+    original, part = each.arrays[0], each.arrays[-2]
+    return of(part) + (0 if original.on_chip else part.bytes)
   if each.opcode in ("dynamic-slice", "slice", "gather"):
     return 2 * written
   if each.opcode == "dynamic-update-slice":

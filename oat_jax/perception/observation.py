@@ -136,9 +136,11 @@ class Encoder(nn.Module):
     state_BTS = or_missing("state", state_BTS)
     h_BTF = jnp.concatenate([state_BTS, present_BT1, *told_BTX, *pooled], -1)
     h_BTF = nn.gelu(linear.Linear(c.hidden, None, "mlp", dtype=self.dtype, name="mlp_in")(h_BTF))
-    h_BTF = partitioning.constrain(h_BTF, "batch", None, "mlp")
+    # Whole between the first two: left to itself, XLA's partitioner for CPUs makes wrong gradients
+    # of them on meshes that cut along all three axes.
+    h_BTF = partitioning.constrain(h_BTF, "batch", None, None)
     h_BTF = nn.gelu(
-      linear.Linear(c.hidden, "mlp", "embed", dtype=self.dtype, name="mlp_mid")(h_BTF)
+      linear.Linear(c.hidden, "embed", "mlp", dtype=self.dtype, name="mlp_mid")(h_BTF)
     )
     h_BTF = partitioning.constrain(h_BTF, "batch", None, "mlp")
     x_BTD = linear.Linear(self.width, "mlp", "embed", dtype=self.dtype, name="mlp_out")(h_BTF)

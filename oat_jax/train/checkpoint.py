@@ -10,6 +10,7 @@ import contextlib
 import os
 import pathlib
 import shutil
+import subprocess
 import sys
 from typing import Any
 
@@ -166,7 +167,7 @@ def newest_readable(workdir: str | os.PathLike) -> int:
   found, bad = 0, {}
   if jax.process_index() == 0:
     for step in reversed(steps(workdir)):
-      error = _unreadable(directory(workdir) / str(step))
+      error = unreadable(directory(workdir) / str(step))
       if not error:
         found = step
         break
@@ -192,8 +193,17 @@ def newest_readable(workdir: str | os.PathLike) -> int:
   return found
 
 
-def _unreadable(path: pathlib.Path) -> str:
+def unreadable(path: str | os.PathLike) -> str:
   """Returns why a checkpoint cannot be read, or ""; one part after the other is in memory."""
+  if jax.process_count() > 1:
+    # Orbax numbers what it does, and waits until all processes do it: who reads alone is no longer
+    # in step. So it is read in a process beside the group, on the CPU.
+    program = f"from oat_jax.train import checkpoint as c; print(c.unreadable({str(path)!r}))"
+    paths = os.pathsep.join(part or os.getcwd() for part in sys.path)
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": paths}
+    command = [sys.executable, "-c", program]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    return (run.stdout if run.returncode == 0 else run.stderr)[-200:].strip()
   try:
     metadata = ocp.checkpointables_metadata(str(path)).metadata
     for name in ("params", "train", "data"):

@@ -70,6 +70,26 @@ def test_a_loop_counts_as_often_as_it_runs():
   assert cost.bytes == 6 * (2 * layer + counter + gathered) + 32 * 32 * 4 + 2 * 32 * 4
 
 
+def test_a_counter_that_makes_strides_runs_less_often():
+  """As in loops whose operands arrive piece by piece, of which a turn takes two."""
+  turn = "  ROOT %out = (s32[], bf16[4,16]{1,0}, bf16[6,16,32]{2,1,0}) tuple("
+  two = "  %two = s32[] constant(2)\n  %next = s32[]{:T(128)S(6)} add(%i, %two)\n"
+  assert TPU.count(turn) == 1
+  strided = hlo.cost(TPU.replace(f"{turn}%i", f"{two}{turn}%next"))
+  assert strided.flops == 3 * 2 * 4 * 64 * 16
+  assert [each.count for each in strided.collectives] == [1, 3]
+
+
+def test_what_is_copied_onto_the_chip_is_read_once():
+  end = "  ROOT %all-reduce-scatter.1"
+  slices = """  %room = bf16[64,16]{1,0} custom-call(), custom_call_target="AllocateBuffer"
+  %begun = ((bf16[64,16]{1,0}), bf16[8,16]{1,0:S(1)}, s32[]{:S(2)}) slice-start(%room), slice={[0:8], [0:16]}
+  %part = bf16[8,16]{1,0:S(1)} slice-done(%begun)
+"""
+  more = hlo.cost(TPU.replace(end, slices + end)).bytes - hlo.cost(TPU).bytes
+  assert more == 8 * 16 * 2
+
+
 def test_what_is_no_program_is_refused():
   with pytest.raises(ValueError, match="no ENTRY"):
     hlo.cost("HloModule nothing")

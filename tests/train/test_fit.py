@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from test_processes import start_two
+from test_processes import start_group
 import tiny
 
 from oat_jax import batch as batch_lib
@@ -88,7 +88,7 @@ def test_a_policy_is_trained_on_tokens_that_the_host_encodes(run, dataset, tmp_p
 @pytest.mark.parametrize("run", ["bin"], indirect=True)
 def test_two_processes_fit_as_one_does(run, dataset, tmp_path):
   _, alone = run
-  pair = start_two(
+  pair = start_group(
     [
       f"--config={tiny.ROOT}/configs/tokenizer_bin.py:mt4",
       f"--config.data.path={dataset}",
