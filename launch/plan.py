@@ -10,6 +10,7 @@ With libtpu (`pip install -e '.[train,tpu]'`) the real train step is compiled fo
 Several meshes are compared: --mesh=1,256,1;2,128,1, or some worth a look if unset.
 """
 
+import json
 import os
 import pathlib
 import runpy
@@ -24,6 +25,9 @@ TOPOLOGY = flags.DEFINE_string(
   "topology", None, "E.g. v5e:16x16, v5p:4x4x4, h100:4x8.", required=True
 )
 MESH = flags.DEFINE_string("mesh", "", "Sizes of data,fsdp,tensor; several behind semicolons.")
+DATA = flags.DEFINE_string(
+  "data_figures", "", "What launch/benchmark.py data wrote, to compare a host's reading with."
+)
 COMPILE = flags.DEFINE_bool("compile", True, "Whether to compile, where that is possible.")
 flags.mark_flag_as_required("config")
 
@@ -40,6 +44,8 @@ def main() -> None:
   file = pathlib.Path(__file__).parent.parent / "configs" / "tokenizer_oat.py"
   tokenizer = runpy.run_path(str(file))["get_config"]("published").model
   run = plan.run_of(config_lib.freeze(CONFIG.value), tokenizer)
+  figures = json.loads(pathlib.Path(DATA.value).read_text()) if DATA.value else {}
+  data_rate = plan.data_rate(run, where, figures) if figures else 0.0
   compiled = COMPILE.value and plan.can_compile(where)
   if not compiled:
     print("nothing is compiled: memory is the state's alone, times are from shapes", flush=True)
@@ -47,7 +53,7 @@ def main() -> None:
   for mesh in meshes:
     print(f"mesh {','.join(map(str, mesh))}", flush=True)
     plans.append(plan.make(run, where, mesh, compiled))
-  print("\n" + plan_report.text(run, where, plans), flush=True)
+  print("\n" + plan_report.text(run, where, plans, data_rate), flush=True)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.update(tiny.quick(os.environ.get("XLA_FLAGS", "")))
 
 import hypothesis
+import jax
 import pytest
 
 # On a busy machine any example may take long.
@@ -26,6 +27,8 @@ def cache(tmp_path_factory):
     run = tmp_path_factory.getbasetemp()
     run = run.parent if "PYTEST_XDIST_WORKER" in os.environ else run
     patch.setenv("JAX_COMPILATION_CACHE_DIR", str(run / "compiled"))
+    jax.config.update("jax_compilation_cache_dir", str(run / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     yield
 

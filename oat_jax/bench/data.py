@@ -117,6 +117,7 @@ def _images(root: pathlib.Path, repeats: int, batches: int) -> dict[str, float]:
     "data_images_decoder_images_per_cpu_s": per_window * decoded,
     "data_images_decoder_windows_per_cpu_s": decoded,
     "data_images_windows_per_cpu_s": statistics.median(blocks[0]),
+    "data_images_pixels_per_cpu_s": statistics.median(blocks[0]) * per_window * IMAGE**2,
     "data_images_share_of_decoder": statistics.median(shares),
     "data_images_threads1_windows_per_wall_s": rows / statistics.median(walls[1]),
     "data_images_threads2_windows_per_wall_s": rows / statistics.median(walls[2]),

@@ -78,7 +78,7 @@ def _ours(config: config_lib.Config, tokenizer: Mapping[str, Any]) -> tuple[Call
   """Returns our training step, and how many parameters it trains."""
   model, params = models.of_run(config, tokenizer)
   count = sum(x.size for x in jax.tree.leaves(params["network"]))
-  return train.train_step(config, model, params), count
+  return train.Step(config, model, params), count
 
 
 class _PassedOver(Exception):

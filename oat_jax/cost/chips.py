@@ -21,8 +21,9 @@ class Chip:
     axes: of the torus; a chip has two links along each. 0: not a torus, every chip reaches every
       other of its node at `link_rate`.
     wraps: an axis is a ring where its length is a multiple of this, else a line.
-    per_host: chips that one host feeds.
     network_rate: bytes a second of one chip to other nodes or slices.
+    per_host: chips that one host feeds.
+    host_cores: of such a host.
   """
 
   flops: float
@@ -30,22 +31,24 @@ class Chip:
   hbm_rate: float
   link_rate: float
   axes: int
-  wraps: int = 0
-  per_host: int = 8
-  network_rate: float = 0.0
+  wraps: int
+  network_rate: float
+  per_host: int
+  host_cores: int
 
 
 # TPUs: Google Cloud's tables of system architecture, links as in "How to Scale Your Model"
 # (jax-ml.github.io/scaling-book). GPUs: NVIDIA's data sheets, one direction of NVLink, 400 Gb/s of
-# network a GPU.
+# network a GPU. Hosts: the machines of Google Cloud that large slices, or nodes, consist of; two of
+# their vCPUs are a core.
 CHIPS = {
-  "v4": Chip(275e12, 32e9, 1.23e12, 4.5e10, 3, 4, 4, 6.25e9),
-  "v5e": Chip(197e12, 16e9, 8.1e11, 4.5e10, 2, 16, 8, 6.25e9),
-  "v5p": Chip(459e12, 95e9, 2.77e12, 9e10, 3, 4, 4, 6.25e9),
-  "v6e": Chip(918e12, 32e9, 1.64e12, 9e10, 2, 16, 8, 1.25e10),
-  "a100": Chip(312e12, 80e9, 2.04e12, 3e11, 0, network_rate=2.5e10),
-  "h100": Chip(989e12, 80e9, 3.35e12, 4.5e11, 0, network_rate=5e10),
-  "b200": Chip(2250e12, 180e9, 8e12, 9e11, 0, network_rate=5e10),
+  "v4": Chip(275e12, 32e9, 1.23e12, 4.5e10, 3, 4, 6.25e9, 4, 120),
+  "v5e": Chip(197e12, 16e9, 8.1e11, 4.5e10, 2, 16, 6.25e9, 4, 56),
+  "v5p": Chip(459e12, 95e9, 2.77e12, 9e10, 3, 4, 6.25e9, 4, 104),
+  "v6e": Chip(918e12, 32e9, 1.64e12, 9e10, 2, 16, 1.25e10, 4, 90),
+  "a100": Chip(312e12, 80e9, 2.04e12, 3e11, 0, 0, 2.5e10, 8, 48),
+  "h100": Chip(989e12, 80e9, 3.35e12, 4.5e11, 0, 0, 5e10, 8, 104),
+  "b200": Chip(2250e12, 180e9, 8e12, 9e11, 0, 0, 5e10, 8, 112),
 }
 
 # What jax calls them begins with this; the first that fits.

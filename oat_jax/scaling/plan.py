@@ -69,7 +69,9 @@ class Plan(NamedTuple):
     model_flops: the model's, without computing again.
     hbm_bytes: moved; None where nothing was compiled.
     collectives: exchanged.
-    seconds: {"compute", "memory", "interconnect"}; the step takes the longest of them.
+    seconds: {"compute", "memory", "interconnect"}; the step takes the longest of them. Where
+      nothing was compiled, at least so much: memory, and what activations cut along tensor
+      exchange, are not in it.
     compile_seconds: of this machine.
   """
 
@@ -327,7 +329,10 @@ def _rate_of_group(where: chips.Topology, mesh: Any, group: int) -> float:
 
 
 def meshes(where: chips.Topology) -> list[tuple[int, int, int]]:
-  """Returns meshes worth a look: powers of two over fsdp, little of tensor and data."""
+  """Returns meshes worth a look: powers of two over fsdp, little of tensor and data.
+
+  Of GPUs, whose steps are planned from shapes, none that cuts along tensor: see `Plan.seconds`.
+  """
   S, n = where.slices, where.size // where.slices
   inside = [
     (1, n, 1),
@@ -336,11 +341,32 @@ def meshes(where: chips.Topology) -> list[tuple[int, int, int]]:
     (1, n // 4, 4),
     (n // 16 or 1, min(16, n), 1),
   ]
+  if not where.chip.axes:
+    nodes, gpus = where.shape
+    inside = [(nodes, gpus, 1), (1, n, 1), (n, 1, 1)]
   return [
     (S * data, fsdp, tensor)
     for data, fsdp, tensor in dict.fromkeys(inside)
     if data * fsdp * tensor == n
   ]
+
+
+def data_rate(run: Run, where: chips.Topology, figures: Mapping[str, float]) -> float:
+  """Returns the windows a second that all cores of a host read.
+
+  Args:
+    run: what is trained.
+    where: the chips, whose hosts' cores are taken to be as fast as those of the benchmark.
+    figures: what `launch/benchmark.py data` wrote.
+
+  Raises ValueError for figures of something else.
+  """
+  spec = run.spec
+  pixels = spec.observation_steps * sum(height * width for _, height, width in spec.cameras)
+  name = "data_images_pixels_per_cpu_s" if pixels else "data_batch256_threads1_windows_per_cpu_s"
+  if name not in figures:
+    raise ValueError(f"'{name}' is not among the figures; launch/benchmark.py data writes it")
+  return where.chip.host_cores * figures[name] / (pixels or 1)
 
 
 def best(plans: Sequence[Plan], chip: chips.Chip, spare: float = 0.25) -> Plan | None:

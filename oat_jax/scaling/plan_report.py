@@ -10,8 +10,20 @@ from oat_jax.scaling import plan as plan_lib
 LISTED = 25
 
 
-def text(run: plan_lib.Run, where: chips.Topology, plans: Sequence[plan_lib.Plan]) -> str:
-  """Returns the report: the parameters on the best mesh, the meshes, and what bounds the best."""
+def text(
+  run: plan_lib.Run,
+  where: chips.Topology,
+  plans: Sequence[plan_lib.Plan],
+  data_rate: float = 0.0,
+) -> str:
+  """Returns the report: the parameters on the best mesh, the meshes, and what bounds the best.
+
+  Args:
+    run: what is trained.
+    where: the chips.
+    plans: of some meshes.
+    data_rate: windows a second that a host was measured to read; 0 where it was not.
+  """
   chip = where.chip
   best = plan_lib.best(plans, chip)
   rows = run.config.batch_size
@@ -31,7 +43,7 @@ def text(run: plan_lib.Run, where: chips.Topology, plans: Sequence[plan_lib.Plan
     return "\n".join(
       [*lines, "no mesh fits: take a smaller batch, config.accumulate or more chips"]
     )
-  return "\n".join(lines + _summary(run, where, best))
+  return "\n".join(lines + _summary(run, where, best, data_rate))
 
 
 def _parameters(plan: plan_lib.Plan) -> list[str]:
@@ -71,7 +83,7 @@ def _meshes(plans: Sequence[plan_lib.Plan], chip: chips.Chip) -> list[str]:
         ms.get("memory", "-"),
         ms.get("interconnect", "-"),
         plan.bound,
-        f"{100 * plan.mfu(chip):.0f} %",
+        ("" if plan.memory_bytes else "< ") + f"{100 * plan.mfu(chip):.0f} %",
         f"{plan.compile_seconds:.0f} s" if plan.memory_bytes else "-",
       )
     )
@@ -80,14 +92,19 @@ def _meshes(plans: Sequence[plan_lib.Plan], chip: chips.Chip) -> list[str]:
   return ["at peak figures, one step:", *_table(head, rows)]
 
 
-def _summary(run: plan_lib.Run, where: chips.Topology, plan: plan_lib.Plan) -> list[str]:
+def _summary(
+  run: plan_lib.Run, where: chips.Topology, plan: plan_lib.Plan, data_rate: float
+) -> list[str]:
   chip, rate = where.chip, run.config.batch_size / plan.step_seconds
+  least = "" if plan.memory_bytes else "at least "
+  most = "at most " if least else ""
   tokens = getattr(run.model, "max_tokens", 0)
   lines = [
-    f"best: --config.mesh={_mesh(plan)}, a step of {1e3 * plan.step_seconds:.1f} ms bound by "
-    f"{plan.bound}, {100 * plan.mfu(chip):.0f} % of the chips' FLOP/s in the model's own (MFU)",
-    f"{rate:,.0f} windows/s, {rate * tokens:,.0f} action tokens/s, {rate / where.hosts:,.0f} "
-    "windows/s for each host to read (launch/benchmark.py data measures what one can)",
+    f"best: --config.mesh={_mesh(plan)}, a step of {least}{1e3 * plan.step_seconds:.1f} ms bound "
+    f"by {plan.bound}, {most}{100 * plan.mfu(chip):.0f} % of the chips' FLOP/s in the model's own "
+    "(MFU)",
+    f"{most}{rate:,.0f} windows/s, {rate * tokens:,.0f} action tokens/s, "
+    f"{rate / where.hosts:,.0f} windows/s for each host to read{_readable(data_rate, rate, where)}",
   ]
   if not plan.fits(chip, 0.25):
     lines.append("less than a quarter of the memory is left")
@@ -104,6 +121,14 @@ def _summary(run: plan_lib.Run, where: chips.Topology, plan: plan_lib.Plan) -> l
     rows.sort(key=lambda row: row[0])
     lines += ["", "exchanged in one step:", *_table(("kind", "chips", "times", "bytes"), rows)]
   return lines
+
+
+def _readable(data_rate: float, rate: float, where: chips.Topology) -> str:
+  if not data_rate:
+    return " (--data_figures compares it with what one was measured to read)"
+  share = rate / where.hosts / data_rate
+  verdict = "data will keep the chips waiting" if share > 1 else "it can"
+  return f", of {data_rate:,.0f} that one was measured to read: {verdict} ({100 * share:.0f} %)"
 
 
 def _mesh(plan: plan_lib.Plan) -> str:

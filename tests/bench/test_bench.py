@@ -61,6 +61,8 @@ def test_a_train_step_is_measured_at_both_sizes(configs, monkeypatch):
       assert figures.pop(f"train_{kind}_{size}_batch_rows") == 8
       assert figures.pop(f"train_{kind}_{size}_steps_per_wall_s") > 0
       assert figures.pop(f"train_{kind}_{size}_cpu_s_per_step") > 0
+    for name in ("arrays", "dispatch_wall_ms", "save_wall_ms"):
+      assert figures.pop(f"train_{kind}_mt4_{name}") > 0
   assert not figures
 
 
@@ -68,7 +70,7 @@ def test_a_tokenizer_that_updates_more_than_gradients_do_is_measured(configs):
   train = importlib.import_module("oat_jax.bench.train")
   model = {"name": "vq", "codes": 16, "latent": 8, "width": 32, "layers": 1}
   config = freeze(dict(configs["tokenizer_mt4"]) | {"model": model})
-  step = train.train_step(config, *models.tokenizer(model))
+  step = train.Step(config, *models.tokenizer(model))
   assert step()["codes_in_batch"] == 1 < step()["codes_in_batch"]  # the codebook moves
 
 

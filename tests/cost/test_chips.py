@@ -8,10 +8,10 @@ from oat_jax.cost import chips
 
 def test_a_name_says_chips_and_shape():
   pod = chips.topology("v5e:16x16")
-  assert (pod.size, pod.hosts, pod.chip.hbm_bytes) == (256, 32, 16e9)
+  assert (pod.size, pod.hosts, pod.chip.hbm_bytes) == (256, 64, 16e9)
   assert chips.topology("v5p:4x4x4").shape == (4, 4, 4)
   both = chips.topology("2*v5e:16x16")
-  assert (both.name, both.slices, both.size, both.hosts) == ("v5e:16x16", 2, 512, 64)
+  assert (both.name, both.slices, both.size, both.hosts) == ("v5e:16x16", 2, 512, 128)
   assert chips.topology("h100:8").shape == (1, 8) and chips.topology("h100:4x8").size == 32
 
 

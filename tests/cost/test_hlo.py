@@ -85,7 +85,7 @@ def test_what_is_copied_onto_the_chip_is_read_once():
   slices = """  %room = bf16[64,16]{1,0} custom-call(), custom_call_target="AllocateBuffer"
   %begun = ((bf16[64,16]{1,0}), bf16[8,16]{1,0:S(1)}, s32[]{:S(2)}) slice-start(%room), slice={[0:8], [0:16]}
   %part = bf16[8,16]{1,0:S(1)} slice-done(%begun)
-"""
+"""  # noqa: E501
   more = hlo.cost(TPU.replace(end, slices + end)).bytes - hlo.cost(TPU).bytes
   assert more == 8 * 16 * 2
 

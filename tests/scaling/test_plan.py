@@ -91,12 +91,32 @@ def test_meshes_worth_a_look_use_every_chip(name):
   assert all(shape[0] % where.slices == 0 for shape in found)
 
 
+def test_what_hosts_are_measured_to_read_is_compared_with_what_is_asked():
+  figures = {"data_batch256_threads1_windows_per_cpu_s": 1e4, "data_images_pixels_per_cpu_s": 1e6}
+  assert plan.data_rate(run(), NODE, figures) == NODE.chip.host_cores * 1e4
+  cameras = (("top", 100, 50), ("hand", 50, 50))
+  seeing = run()._replace(spec=dataclasses.replace(run().spec, cameras=cameras))
+  pixels = seeing.spec.observation_steps * 7500
+  assert plan.data_rate(seeing, NODE, figures) == pytest.approx(NODE.chip.host_cores * 1e6 / pixels)
+  with pytest.raises(ValueError, match="'data_batch256_.*' is not among the figures"):
+    plan.data_rate(run(), NODE, {"train_x": 1.0})
+  found = made((8, 1, 1))._replace(seconds={"compute": 1.0})
+  of = lambda rate: plan_report.text(run(), NODE, [found], rate)
+  windows = run().config.batch_size
+  assert f"{windows:,} windows/s for each host to read, of {2 * windows:,} that" in of(2 * windows)
+  assert "it can (50 %)" in of(2 * windows)
+  assert "data will keep the chips waiting (200 %)" in of(windows / 2)
+
+
 def test_the_command_reports_parameters_meshes_and_the_best(tmp_path):
+  figures = tmp_path / "data.json"
+  figures.write_text('{"data_batch256_threads1_windows_per_cpu_s": 10000.0}')
   code, out, err = tiny.command(
     "launch/plan.py", f"--config={tiny.ROOT}/configs/policy_oat.py:mt4", "--topology=h100:8",
-    "--mesh=8,1,1;1,8,1;16,1,1",
+    "--mesh=8,1,1;1,8,1;16,1,1", f"--data_figures={figures}",
   )  # fmt: skip
   assert code == 0, err
+  assert "a step of at least" in out and ", of 1,040,000 that one was measured to read" in out
   assert "h100:8: 8 x h100, 80 GB and 989 bfloat16 TFLOP/s each" in out
   assert "network/to_logits/w" in out and "best: --config.mesh=" in out
   assert "16,1,1" in out and "needs 16 devices; there are 8" in out
@@ -118,3 +138,15 @@ def test_a_step_compiles_for_chips_that_are_not_here():
   assert {each.kind for each in found.collectives} & {"all-gather", "reduce-scatter", "all-reduce"}
   slices = dataclasses.replace(where, slices=2)
   assert plan.make(run(), slices, (2, 4, 1)).mesh == (2, 4, 1)
+
+
+@pytest.mark.parametrize(
+  ("name", "size", "topology"),
+  [("policy_8gpu.py", "300m", "h100:1x8"), ("policy_4nodes.py", "1b", "h100:4x8")],
+)
+def test_configs_of_nodes_of_gpus_fit_their_nodes(name, size, topology):
+  config = config_lib.freeze(tiny.get_config(name, size))
+  where = chips.topology(topology)
+  inner = tiny.get_config("tokenizer_oat.py", "published").model
+  found = plan.make(plan.run_of(config, inner), where, config.mesh, compiled=False)
+  assert not found.error and found.fits(where.chip, 0.25) and found.bound == "compute"

@@ -1,4 +1,4 @@
-"""Not a test: trains on meshes of 8 fake devices and prints losses and initial parameters."""
+"""Not a test: trains a model on meshes of 8 fake devices, prints losses and initial parameters."""
 
 import hashlib
 import json
@@ -16,9 +16,12 @@ from oat_jax.parallel import mesh as mesh_lib
 # Of activations: those of parameters stand in the program's signature.
 PINNED = re.compile(r"sdy.sharding_constraint \S+ <@mesh, (.*?)>")
 ACTING = ([1, 1, 1], [8, 1, 1], [2, 2, 2])  # meshes whose parameters act, too
+SEEING = tiny.spec(cameras=(("top", 8, 8),))
+SCAN = {"scan": True, "remat": "full"}
 LAST_LAYER = {
   "tokenizer": lambda network: network["decoder"]["to_actions"],
   "policy": lambda network: network["to_logits"],
+  "seeing": lambda network: network["to_logits"],
   "diffusion": lambda network: network["to_noise"],
 }
 
@@ -27,9 +30,9 @@ def digest(params):
   return hashlib.sha256(repr(sorted(tiny.to_bits(params).items())).encode()).hexdigest()
 
 
-def acts(model, params, mesh):
+def acts(model, params, mesh, spec):
   """Tokens, and chunks rounded, of sharded parameters and observations."""
-  made = batch_lib.fake(tiny.spec(), 16, 99)
+  made = batch_lib.fake(spec, 16, 99)
   seen = {name: made[name] for name in batch_lib.ACTING}
   seen = jax.device_put(seen, mesh_lib.batch_sharding(mesh))
   sampling = policies.Sampling(1.0, 10)
@@ -39,43 +42,53 @@ def acts(model, params, mesh):
   return {"tokens": tokens, "chunks": np.asarray(chunk_BCA).tolist()}
 
 
-def main(meshes):
-  tokenizer = tiny.tokenizer(shortcut=16, prefixes=2, head_width=4)  # 8 heads
+def make(name):
+  """Returns a model with 8 heads, and what its init takes behind the key."""
+  tokenizer = tiny.tokenizer(shortcut=16, prefixes=2, head_width=4)
+  if name == "tokenizer":
+    return tokenizer, ()
+  if name == "diffusion":
+    return tiny.policy(name=name, head_width=4), ()
   fixed = jax.jit(tokenizer.init)(jax.random.key(0))
   fixed = jax.tree.map(np.asarray, fixed)  # belongs to no device
-  models = {
-    "tokenizer": (tokenizer, ()),
-    "policy": (
-      tiny.policy(tokenizer=tokenizer, geometry=True, blur=0.8, shortcut=16, head_width=4),
-      (fixed,),
-    ),
-    "diffusion": (tiny.policy(name="diffusion", head_width=4), ()),
-  }
-  batches = [batch_lib.fake(tiny.spec(), 16, seed) for seed in range(5)]
+  if name == "policy":
+    shown = {"geometry": True, "blur": 0.8, "shortcut": 16, "head_width": 4}
+    return tiny.policy(tokenizer=tokenizer, **shown), (fixed,)
+  # Frames as patches; layers as one scan, computed again in the backward pass.
+  tower = {"patch": 4, "width": 16, "layers": 2, "heads": 8, "mlp_width": 16} | SCAN
+  images = {"encoder": "vit", "vit": tower, "tokens": "patches"}
+  observation = tiny.OBSERVATION | {"images": images}
+  policy = tiny.policy(SEEING, tokenizer, head_width=4, observation=observation, **SCAN)
+  return policy, (fixed,)
+
+
+def main(name, meshes):
+  model, args = make(name)
+  spec = SEEING if name == "seeing" else tiny.spec()
+  batches = [batch_lib.fake(spec, 16, seed) for seed in range(5)]
   tokens_BN = np.random.default_rng(0).integers(0, 1000, (16, 8), np.int32)
   prepared = {"tokens": tokens_BN, "prefix": np.arange(16) % 7 + 1, "refinement": tokens_BN[:, 0]}
   batches = [batch | prepared for batch in batches]
   out = {}
   for shape in meshes:
     mesh = mesh_lib.make_mesh(shape, jax.devices()[: int(np.prod(shape))])
-    for name, (model, args) in models.items():
-      run = tiny.trainer(model, args, on=mesh)
-      initial, _ = run([])
-      weights = LAST_LAYER[name](initial.params["network"])["w"]
-      state, rows = run(batches)
-      out[f"{name} {shape}"] = {
-        "initial": digest(initial.params),
-        "acts": acts(model, state.params, mesh)
-        if name != "tokenizer" and shape in ACTING
-        else None,
-        "losses": [row["loss"] for row in rows],
-        "grad_norms": [row["grad_norm"] for row in rows],
-        "parts": len({str(s.index) for s in weights.addressable_shards}),
-        "pinned": sorted(set(PINNED.findall(run.lowered(batches[0])))),
-        "devices": len(weights.sharding.device_set),
-      }
+    run = tiny.trainer(model, args, on=mesh)
+    initial, _ = run([])
+    weights = LAST_LAYER[name](initial.params["network"])["w"]
+    state, rows = run(batches)
+    out[str(shape)] = {
+      "initial": digest(initial.params),
+      "acts": acts(model, state.params, mesh, spec)
+      if name != "tokenizer" and shape in ACTING
+      else None,
+      "losses": [row["loss"] for row in rows],
+      "grad_norms": [row["grad_norm"] for row in rows],
+      "parts": len({str(s.index) for s in weights.addressable_shards}),
+      "pinned": sorted(set(PINNED.findall(run.lowered(batches[0])))),
+      "devices": len(weights.sharding.device_set),
+    }
   print(json.dumps(out))
 
 
 if __name__ == "__main__":
-  main(json.loads(sys.argv[1]))
+  main(sys.argv[1], json.loads(sys.argv[2]))

@@ -1,0 +1,22 @@
+r"""Four nodes of eight GPUs: the policy over tokens, each node with all its parameters.
+
+  sbatch launch/slurm.sbatch --config=configs/policy_4nodes.py:1b --config.data.path=DIR \
+      --config.tokenizer=W/tokenizer --workdir=W/policy
+
+The argument is that of policy_oat.py: a size of the ladder, behind a variant or not. Parameters are
+cut along a node's eight GPUs, which NVLink joins; gradients alone cross between nodes.
+"""
+
+import pathlib
+import runpy
+
+from ml_collections import ConfigDict
+
+
+def get_config(argument: str = "1b") -> ConfigDict:
+  policy = runpy.run_path(str(pathlib.Path(__file__).with_name("policy_oat.py")))
+  config = policy["get_config"](argument)
+  config.mesh = (4, 8, 1)
+  config.batch_size = 1024
+  config.save_every = 500
+  return config
