@@ -79,6 +79,10 @@ def test_the_best_is_the_fastest_that_leaves_room():
   too_large = of(1.1, 0.1)
   assert plan.best([full, slow, fast, too_large], NODE.chip) is fast
   assert plan.best([full, too_large], NODE.chip) is full  # fits, with little room
+  alike = fast._replace(seconds={"compute": 2.001, "interconnect": 0.5})
+  assert (
+    plan.best([fast._replace(seconds={"compute": 2, "interconnect": 1}), alike], NODE.chip) is alike
+  )
   assert plan.best([too_large], NODE.chip) is None
   assert plan.best([base._replace(error="no")], NODE.chip) is None
 
