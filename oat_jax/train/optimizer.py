@@ -1,6 +1,5 @@
 """AdamW by parameter name: a rule must say of each parameter if it is frozen or decayed."""
 
-from collections.abc import Hashable
 import re
 from typing import Any
 
@@ -68,15 +67,13 @@ def schedule(config: config_lib.Optimizer, steps: int) -> optax.Schedule:
 def make(config: config_lib.Optimizer, steps: int) -> optax.GradientTransformation:
   """Returns the optimiser of a run of `steps` steps; it takes gradients of `trained(params)`."""
 
-  def adamw(weight_decay):
-    rate = schedule(config, steps)
-    return optax.adamw(rate, config.b1, config.b2, weight_decay=weight_decay)
-
-  by_group: dict[Hashable, optax.GradientTransformation] = {
-    "no_decay": adamw(0.0),
-    "decay": adamw(config.weight_decay),
-  }
-  inner = optax.chain(optax.clip_by_global_norm(config.clip), optax.partition(by_group, groups))
+  decayed = lambda params: jax.tree.map(lambda group: group == "decay", groups(params))
+  # One for all, rather than one a group: states of groups name every parameter of the others, which
+  # costs the host as much of each step as the parameters themselves.
+  adamw = optax.adamw(
+    schedule(config, steps), config.b1, config.b2, weight_decay=config.weight_decay, mask=decayed
+  )
+  inner = optax.chain(optax.clip_by_global_norm(config.clip), adamw)
 
   def update(updates, state, params=None):
     updates, state = inner.update(updates, state, trained(params))
