@@ -7,8 +7,8 @@ proportional to its inputs (arXiv 2203.03466); embeddings, which are few, take t
 layers are one scan, whose activations are computed again in the backward pass. These, and all of
 the robot with three cameras, are computed in bfloat16.
 
-Policies count without the encoder of images, which has a column of its own. All widths, heads and
-patches divide over 8 devices from 20m on.
+Policies count without the encoder of images, which has a column of its own. From 20m on widths
+divide over 16 parts of fsdp and heads over 8 of tensor.
 """
 
 from typing import Any
@@ -23,7 +23,7 @@ POLICIES = {
   "2m": (128, 32, 4, 512, (192, 6, 4)),
   "5m": (256, 64, 4, 512, (192, 3, 12)),
   "20m": (512, 64, 4, 1024, (384, 8, 12)),
-  "80m": (768, 64, 8, 1536, (384, 8, 12)),
+  "80m": (768, 96, 8, 1536, (384, 8, 12)),
   "300m": (1024, 64, 18, 2048, (768, 16, 12)),
   "1b": (2048, 128, 18, 4096, (1024, 16, 24)),
 }

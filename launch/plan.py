@@ -33,13 +33,15 @@ flags.mark_flag_as_required("config")
 
 
 def main() -> None:
-  os.environ.setdefault("JAX_PLATFORMS", "cpu")  # of this machine; what is planned is elsewhere
   from oat_jax.cost import chips
+
+  where = chips.topology(TOPOLOGY.value)
+  if where.chip.axes:  # of this machine only the host is used; GPUs are compiled for where they are
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
   from oat_jax.scaling import plan
   from oat_jax.scaling import plan_report
   from oat_jax.train import config as config_lib
 
-  where = chips.topology(TOPOLOGY.value)
   meshes = [command.mesh(text) for text in MESH.value.split(";") if text] or plan.meshes(where)
   file = pathlib.Path(__file__).parent.parent / "configs" / "tokenizer_oat.py"
   tokenizer = runpy.run_path(str(file))["get_config"]("published").model
@@ -49,10 +51,10 @@ def main() -> None:
   compiled = COMPILE.value and plan.can_compile(where)
   if not compiled:
     print("nothing is compiled: memory is the state's alone, times are from shapes", flush=True)
-  plans = []
+  plans, flops = [], plan.model_flops(run)
   for mesh in meshes:
     print(f"mesh {','.join(map(str, mesh))}", flush=True)
-    plans.append(plan.make(run, where, mesh, compiled))
+    plans.append(plan.make(run, where, mesh, compiled, flops))
   print("\n" + plan_report.text(run, where, plans, data_rate), flush=True)
 
 

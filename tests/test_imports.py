@@ -16,7 +16,17 @@ TRAIN = {f"train.{name}" for name in ("config", "optimizer", "state", "step", "m
 LOOP = {
   f"train.{name}"
   for name in (
-    *("agreement", "checkpoint", "failures", "init_from", "inputs", "loop", "metrics", "prepared"),
+    *(
+      "agreement",
+      "checkpoint",
+      "evaluation",
+      "failures",
+      "init_from",
+      "inputs",
+      "loop",
+      "metrics",
+      "prepared",
+    ),
     *("signals", "speed", "workdir"),
   )
 }
@@ -51,6 +61,7 @@ MAY_IMPORT = {
   "train.prepared": {"data"},
   "train.workdir": {"train.checkpoint", "train.models"},
   "train.agreement": {"", "train.workdir"},
+  "train.evaluation": {"data", "parallel"},
   "train.failures": {"train.optimizer"},
   "train.signals": set(),
   "train.speed": {"cost"},

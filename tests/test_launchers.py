@@ -14,11 +14,15 @@ import yaml
 
 LAUNCH = tiny.ROOT / "launch"
 SCRIPTS = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])
-SLICE = {"PROJECT": "p", "ZONE": "us-west4-a", "NAME": "oat-1b", "TYPE": "v5litepod-256"}
+SLICE = {
+  "PROJECT": "p", "ZONE": "us-west4-a", "NAME": "oat-1b", "TYPE": "v5litepod-256",
+  "SHARED": "10.0.0.2:/runs", "PAUSE": "0",
+}  # fmt: skip
 POD = {
   "NAME": "oat-1b", "IMAGE": "reg/oat_jax", "SLICES": "2", "HOSTS": "64", "CHIPS": "4",
   "ACCELERATOR": "tpu-v5-lite-podslice", "TOPOLOGY": "16x16",
-  "ARGS": json.dumps(["--config=configs/policy_oat.py:1b", "--workdir=gs://bucket/oat-1b"]),
+  "CLAIM": "runs",
+  "ARGS": json.dumps(["--config=configs/policy_oat.py:1b", "--workdir=/runs/oat-1b"]),
 }  # fmt: skip
 
 
@@ -54,7 +58,7 @@ def commands(folder, **ends):
   return folder
 
 
-@pytest.mark.parametrize(("code", "requeued"), [(0, False), (130, True), (1, False)])
+@pytest.mark.parametrize(("code", "requeued"), [(0, False), (130, True), (143, True), (1, False)])
 def test_slurm_queues_a_job_again_that_a_signal_stopped(tmp_path, code, requeued):
   path = commands(tmp_path / "bin", srun=f"exit {code}", scontrol="exit 0")
   done = run(
@@ -63,34 +67,49 @@ def test_slurm_queues_a_job_again_that_a_signal_stopped(tmp_path, code, requeued
   )  # fmt: skip
   log = (path / "log").read_text().splitlines()
   assert done.returncode == code
-  assert log[0].startswith("srun --kill-on-bad-exit=0 .venv/bin/python launch/train.py --config=")
+  srun = "srun --kill-on-bad-exit=0 --cpus-per-task=8 .venv/bin/python launch/train.py --config="
+  assert log[0].startswith(srun)
   assert (log[1:] == ["scontrol requeue 77"]) == requeued
 
 
 def test_a_dry_run_of_slurm_prints_what_it_would_run():
   done = run("slurm.sbatch", "--workdir=a b", DRY_RUN="1", PYTHON="python3")
   assert done.returncode == 0
-  assert done.stdout.strip() == r"srun --kill-on-bad-exit=0 python3 launch/train.py --workdir=a\ b"
+  srun = "srun --kill-on-bad-exit=0 --cpus-per-task=8"
+  assert done.stdout.strip() == rf"{srun} python3 launch/train.py --workdir=a\ b"
 
 
 def test_a_dry_run_of_a_slice_prints_what_it_would_run():
-  done = run("tpu_vm.sh", "--workdir=gs://b/w", DRY_RUN="1", REPOSITORY="r", REVISION="v", **SLICE)
+  done = run(
+    "tpu_vm.sh", "--workdir=/mnt/shared/w", DRY_RUN="1", REPOSITORY="r", REVISION="v", **SLICE
+  )
   assert done.returncode == 0, done.stderr
   install, train, delete = done.stdout.strip().splitlines()
   assert "tpu-vm ssh oat-1b --worker=all" in install and "checkout" in install
-  assert "launch/train.py" in train and "--distributed" in train and "gs://b/w" in train
+  assert "mount" in install and "10.0.0.2:/runs" in install
+  assert "launch/train.py" in train and "--distributed" in train and "/mnt/shared/w" in train
   assert "queued-resources delete oat-1b" in delete
 
 
 def test_a_slice_that_is_preempted_is_asked_for_again(tmp_path):
-  """The slice is not there, is given, is lost in training, is given again; then training ends."""
+  """Not there, given, lost while it installs, given again, lost in training, and so to the end.
+
+  It is called ACTIVE for some time after it is lost.
+  """
   states = tmp_path / "states"
-  states.write_text("\n".join(["NONE", "ACTIVE", "SUSPENDED", "SUSPENDED", "NONE", "ACTIVE"]))
+  lost = ["ACTIVE", "ACTIVE", "UNREACHABLE", "SUSPENDED"]
+  states.write_text("\n".join(["NONE", *(2 * ["ACTIVE", *lost, "NONE"]), "ACTIVE"]) + "\n")
+  installed = tmp_path / "installed"
   trained = tmp_path / "trained"
   path = commands(
     tmp_path / "bin",
     gcloud=f"""case "$*" in
-      *describe*) head -n 1 {states}; sed -i 1d {states} ;;
+      *describe*)
+        now=$(head -n 1 {states}); sed -i 1d {states}
+        [[ $now == NONE ]] && echo "NOT_FOUND: no such resource" >&2 && exit 1
+        [[ $now == UNREACHABLE ]] && echo "no network" >&2 && exit 1
+        echo $now ;;
+      *install*) [[ -e {installed} ]] || {{ touch {installed}; exit 255; }} ;;
       *train.py*) [[ -e {trained} ]] && exit 0; touch {trained}; exit 1 ;;
     esac""",
   )
@@ -98,22 +117,23 @@ def test_a_slice_that_is_preempted_is_asked_for_again(tmp_path):
   assert done.returncode == 0, done.stderr
   log = [line for line in (path / "log").read_text().splitlines() if "describe" not in line]
   what = [re.search(r"create|delete|train.py|install", line)[0] for line in log]
-  assert what == [
-    "create",
-    "install",
-    "train.py",
-    "delete",
-    "create",
-    "install",
-    "train.py",
-    "delete",
-  ]
+  first, second = ["create", "install", "delete"], ["create", "install", "train.py", "delete"]
+  assert what == [*first, *second, *second]
   assert "--spot" in log[0]
+
+
+def test_a_run_that_fails_on_a_slice_that_stays_ends(tmp_path):
+  path = commands(
+    tmp_path / "bin", gcloud='case "$*" in *describe*) echo ACTIVE ;; *train.py*) exit 1 ;; esac'
+  )
+  done = run("tpu_vm.sh", "--workdir=w", path=path, REPOSITORY="r", REVISION="v", **SLICE)
+  assert done.returncode == 1 and "training failed on a slice that is there" in done.stderr
+  assert "delete" not in (path / "log").read_text()
 
 
 def test_a_slice_without_its_settings_is_an_error_that_says_them():
   done = run("tpu_vm.sh")
-  assert done.returncode != 0 and "set PROJECT, ZONE, NAME and TYPE" in done.stderr
+  assert done.returncode != 0 and "set PROJECT, ZONE, NAME, TYPE and SHARED" in done.stderr
 
 
 @pytest.fixture
@@ -145,8 +165,14 @@ def test_the_jobset_asks_for_every_host_and_restarts(manifest):
   pod = inner["template"]["spec"]
   assert job["replicas"] == 2 and inner["parallelism"] == inner["completions"] == 64
   assert manifest["spec"]["failurePolicy"]["maxRestarts"] > 100 and inner["backoffLimit"] == 0
+  (rule,) = inner["podFailurePolicy"]["rules"]  # a wrong setting is no preemption
+  assert rule["action"] == "FailJob" and rule["onExitCodes"]["values"] == [1]
+  (whole,) = manifest["spec"]["failurePolicy"]["rules"]
+  assert whole == {"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
   container = pod["containers"][0]
+  assert rule["onExitCodes"]["containerName"] == container["name"]
+  assert container["volumeMounts"][0]["name"] == pod["volumes"][0]["name"]
   assert container["command"] + container["args"] == [
-    "python", "launch/train.py", "--config=configs/policy_oat.py:1b", "--workdir=gs://bucket/oat-1b",
+    "python", "launch/train.py", "--config=configs/policy_oat.py:1b", "--workdir=/runs/oat-1b",
   ]  # fmt: skip
   assert container["resources"]["limits"]["google.com/tpu"] == 4

@@ -43,7 +43,7 @@ class Chip:
 # their vCPUs are a core.
 CHIPS = {
   "v4": Chip(275e12, 32e9, 1.23e12, 4.5e10, 3, 4, 6.25e9, 4, 120),
-  "v5e": Chip(197e12, 16e9, 8.1e11, 4.5e10, 2, 16, 6.25e9, 4, 56),
+  "v5e": Chip(197e12, 16e9, 8.1e11, 4.5e10, 2, 16, 3.125e9, 4, 56),
   "v5p": Chip(459e12, 95e9, 2.77e12, 9e10, 3, 4, 6.25e9, 4, 104),
   "v6e": Chip(918e12, 32e9, 1.64e12, 9e10, 2, 16, 1.25e10, 4, 90),
   "a100": Chip(312e12, 80e9, 2.04e12, 3e11, 0, 0, 2.5e10, 8, 48),
@@ -65,12 +65,15 @@ _KINDS = {
 }
 
 
+def kind_of(device_kind: str) -> str:
+  """Returns the name, in CHIPS, of what `device.device_kind` calls so; "" if it is not known."""
+  return next((kind for name, kind in _KINDS.items() if device_kind.startswith(name)), "")
+
+
 def peak_flops(device_kind: str) -> float | None:
   """Returns the bfloat16 FLOPs a second of what `device.device_kind` names; None if not known."""
-  for name, kind in _KINDS.items():
-    if device_kind.startswith(name):
-      return CHIPS[kind].flops
-  return None
+  kind = kind_of(device_kind)
+  return CHIPS[kind].flops if kind else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +84,10 @@ class Topology:
   kind: str
   shape: tuple[int, ...]  # of the torus; (nodes, GPUs of each) where there is none
   slices: int = 1  # so many tori, joined by the data centre's network
+
+  @property
+  def title(self) -> str:
+    return f"{self.slices}*{self.name}" if self.slices > 1 else self.name
 
   @property
   def chip(self) -> Chip:
@@ -116,11 +123,38 @@ def topology(name: str) -> Topology:
     shape = (1, *shape)
   if len(shape) != rank:
     raise ValueError(f"--topology={name}: {kind} has {rank} axes, e.g. {example}")
+  _check_sizes(name, kind, shape)
   if star and (not re.fullmatch(r"[1-9]\d*", times) or not chip.axes):
     raise ValueError(
       f"--topology={name}: before the star stands a number of TPU slices, e.g. 2*{example}"
     )
   return Topology(one, kind, shape, int(times or 1))
+
+
+# Slices that there are. Of three axes, all but the small ones have multiples of 4 along each.
+_FLAT = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
+_SMALL = ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4))
+_LARGEST = {"v4": 4096, "v5p": 6144}
+
+
+def _check_sizes(name: str, kind: str, shape: tuple[int, ...]) -> None:
+  text = lambda shape: f"{kind}:{'x'.join(map(str, shape))}"
+  distance = lambda other: abs(math.log(math.prod(other) / math.prod(shape)))
+  if CHIPS[kind].axes == 2 and shape not in _FLAT:
+    near = text(min(_FLAT, key=distance))
+    raise ValueError(f"--topology={name}: there is no such slice; near it is {near}")
+  if CHIPS[kind].axes == 3 and shape not in _SMALL and any(n % 4 for n in shape):
+    near = text(tuple(max(4, 4 * round(n / 4)) for n in shape))
+    raise ValueError(
+      f"--topology={name}: there is no such slice; sizes are multiples of 4, e.g. {near}, or "
+      f"{', '.join(map(text, _SMALL))}"
+    )
+  if math.prod(shape) > _LARGEST.get(kind, math.inf):
+    raise ValueError(f"--topology={name}: the largest slice of {kind} has {_LARGEST[kind]} chips")
+  if not CHIPS[kind].axes and shape[1] > CHIPS[kind].per_host:
+    raise ValueError(
+      f"--topology={name}: a node has {CHIPS[kind].per_host} GPUs; {kind}:4x8 is 4 of them"
+    )
 
 
 def rate(where: Topology, coordinates: Any) -> float:

@@ -32,8 +32,7 @@ def make_pipeline(
   seed: int = 0,
   order: Callable[[np.ndarray], np.ndarray] | None = None,
   start_step: int = 0,
-  process_index: int = 0,
-  process_count: int = 1,
+  rows: np.ndarray | None = None,
   threads: int = 2,
   workers: int = 0,
 ) -> Iterator[dict[str, Any]]:
@@ -46,19 +45,18 @@ def make_pipeline(
     order: place in the stream -> window, a `mixture.Order`. If None, every epoch visits every
       window exactly once, in a new order; a batch may begin in one epoch and end in the next.
     start_step: the stream's first batch, at no cost: the number of batches already consumed.
-    process_index, process_count: this process gets the contiguous rows
-      [index, index + 1) * batch_size / count of every global batch.
+    rows: which rows of every global batch this process gets, ascending; None: all.
     threads: how many read ahead; 0 gathers in the caller's thread.
     workers: further processes that do so, each with `threads` threads and a copy of `windows`.
 
   Raises:
-    ValueError: the batch does not divide by the processes, there are fewer windows than rows in a
-      batch, or a number is out of its range.
+    ValueError: there are fewer windows than rows in a batch, or a number is out of its range.
   """
-  if not 0 <= process_index < process_count:
-    raise ValueError(f"process_index {process_index} is not in [0, process_count {process_count})")
-  if batch_size < 1 or batch_size % process_count:
-    raise ValueError(f"batch_size {batch_size} is not a multiple of process_count {process_count}")
+  if batch_size < 1:
+    raise ValueError(f"batch_size {batch_size} is not at least 1")
+  rows_R = np.arange(batch_size) if rows is None else np.asarray(rows)
+  if not rows_R.size or (np.diff(rows_R) < 1).any() or rows_R[0] < 0 or rows_R[-1] >= batch_size:
+    raise ValueError(f"rows {rows_R} do not ascend within 0..{batch_size - 1}")
   if len(windows) < batch_size:
     raise ValueError(
       f"there are {len(windows)} windows, fewer than batch_size {batch_size}; "
@@ -69,8 +67,7 @@ def make_pipeline(
     if value < 0:
       raise ValueError(f"{name} is {value}; it must not be negative")
   order = order or mixture.Order([len(windows)], [1], seed)
-  rows = batch_size // process_count
-  gather = _Gather(windows, order, batch_size, process_index * rows, rows)
+  gather = _Gather(windows, order, batch_size, rows_R)
   # Not an iterator that is set to a step: its state would hang on the number of workers.
   steps = grain.MapDataset.range(start_step, sys.maxsize // batch_size)
   options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4 * threads)
@@ -88,17 +85,17 @@ class _Gather:
   # The order is asked for in blocks: it costs as much for a few places as for a few hundred.
   _BLOCK = 4096
 
-  def __init__(self, windows: Any, order: Any, batch_size: int, first: int, rows: int):
+  def __init__(self, windows: Any, order: Any, batch_size: int, rows_R: np.ndarray):
     self._windows, self._order = windows, order
-    self._batch_size, self._first, self._rows = batch_size, first, rows
+    self._batch_size, self._rows_R = batch_size, rows_R
     self._blocks: dict[int, np.ndarray] = {}
 
   def __call__(self, step: int) -> dict[str, Any]:
-    first = step * self._batch_size + self._first
-    block, skip = divmod(first, self._BLOCK)
-    count = -(-(skip + self._rows) // self._BLOCK)
-    places = np.concatenate([self._block(block + i) for i in range(count)])
-    return self._windows(places[skip : skip + self._rows])
+    blocks_R, places_R = np.divmod(step * self._batch_size + self._rows_R, self._BLOCK)
+    numbers, starts = np.unique(blocks_R, return_index=True)
+    parts = np.split(places_R, starts[1:])
+    found = [self._block(int(number))[part] for number, part in zip(numbers, parts)]
+    return self._windows(np.concatenate(found))
 
   def _block(self, number: int) -> np.ndarray:
     # Threads may make a block twice, or drop one that another still wants: both are harmless.
@@ -111,12 +108,16 @@ class _Gather:
     return found
 
 
-def epoch(windows: WindowSource, batch_size: int) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
+def epoch(
+  windows: WindowSource, batch_size: int, rows: np.ndarray | None = None
+) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
   """Yields every window once, in order, as (batch, valid_B bool), all batches of one size.
 
   The last batch is filled up by window 0 with valid false, so that one compiled shape serves all.
+  With `rows` only these rows of each batch are gathered; `valid_B` is of all.
   """
   for start in range(0, len(windows), batch_size):
     indices_B = np.arange(start, start + batch_size)
     valid_B = indices_B < len(windows)
-    yield windows(np.where(valid_B, indices_B, 0)), valid_B
+    indices_B = np.where(valid_B, indices_B, 0)
+    yield windows(indices_B if rows is None else indices_B[rows]), valid_B

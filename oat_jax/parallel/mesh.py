@@ -7,6 +7,7 @@ from typing import Any
 import jax
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType
+import numpy as np
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
@@ -31,7 +32,9 @@ def make_mesh(shape: tuple[int, ...], devices: Sequence[Any] | None = None) -> j
   found = sizes(shape, len(devices))
   slices = count_slices(devices)
   if slices == 1:
-    return jax.make_mesh(found, AXES, axis_types=types, devices=list(devices))
+    # Also axes that no axis of the torus fits alone.
+    placed = mesh_utils.create_device_mesh(found, list(devices), allow_split_physical_axes=True)
+    return jax.sharding.Mesh(placed, AXES, axis_types=types)
   if found[0] % slices:
     raise ValueError(
       f"config.mesh is {found} over {slices} slices; the data axis alone crosses between them, so "
@@ -82,14 +85,14 @@ def batch_sharding(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
   return jax.NamedSharding(mesh, jax.P(BATCH_AXES))
 
 
-def process_rows(mesh: jax.sharding.Mesh, batch_size: int) -> tuple[int, int]:
-  """Returns (start, stop) of the rows of a global batch that lie on this process's devices.
+def process_rows(mesh: jax.sharding.Mesh, batch_size: int) -> np.ndarray:
+  """Returns the rows of a global batch that lie on this process's devices, ascending.
 
-  Processes that a tensor axis joins hold the same rows.
+  They need not lie together: meshes follow the wires between chips, and a host's chips are a square
+  of them. Processes that a tensor axis joins hold the same rows.
 
   Raises:
-    ValueError: the batch does not divide over the data and fsdp axes, or this process's rows do not
-      lie together.
+    ValueError: the batch does not divide over the data and fsdp axes.
   """
   parts = mesh.shape["data"] * mesh.shape["fsdp"]
   if batch_size % parts:
@@ -97,12 +100,24 @@ def process_rows(mesh: jax.sharding.Mesh, batch_size: int) -> tuple[int, int]:
       f"config.batch_size {batch_size} does not divide over the {parts} devices of the mesh's "
       "data and fsdp axes"
     )
-  slices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
-  spans = sorted({index[0].indices(batch_size)[:2] for index in slices if index is not None})
-  start, stop = spans[0][0], spans[-1][1]
-  if sum(b - a for a, b in spans) != stop - start or batch_size % (stop - start):
-    raise ValueError(f"the mesh gives this process rows {spans} of a batch; they must lie together")
-  return start, stop
+  mine = [device.process_index == jax.process_index() for device in mesh.devices.flat]
+  mine = np.reshape(mine, (parts, -1)).any(-1)
+  return np.flatnonzero(np.repeat(mine, batch_size // parts))
+
+
+def global_batch(batch: Any, rows_R: np.ndarray, mesh: jax.sharding.Mesh, batch_size: int) -> Any:
+  """Places this process's rows of a batch, `process_rows`, of which all processes hold theirs."""
+  sharding = batch_sharding(mesh)
+
+  def place(x_R):
+    def part(index):
+      start, stop, _ = index[0].indices(batch_size)
+      first = np.searchsorted(rows_R, start)
+      return x_R[first : first + stop - start]
+
+    return jax.make_array_from_callback((batch_size, *x_R.shape[1:]), sharding, part)
+
+  return jax.tree.map(place, batch)
 
 
 def check_parts(mesh: jax.sharding.Mesh, batch_size: int, parts: int) -> None:

@@ -21,6 +21,7 @@ from oat_jax.cost import flops as flops_lib
 from oat_jax.cost import hlo
 from oat_jax.data import normalization
 from oat_jax.parallel import mesh as mesh_lib
+from oat_jax.scaling import interconnect
 from oat_jax.train import config as config_lib
 from oat_jax.train import models
 from oat_jax.train import optimizer as optimizer_lib
@@ -157,18 +158,25 @@ def model_flops(run: Run) -> float:
   return flops_lib.TRAINING * flops_lib.forward(loss, params, run.batch)
 
 
-def make(run: Run, where: chips.Topology, mesh_shape: Sequence[int], compiled: bool = True) -> Plan:
+def make(
+  run: Run,
+  where: chips.Topology,
+  mesh_shape: Sequence[int],
+  compiled: bool = True,
+  flops: float | None = None,
+) -> Plan:
   """Returns the plan of one mesh; where it cannot be, one with `error`.
 
   Args:
     run: what is trained.
     where: the chips.
     mesh_shape: sizes of (data, fsdp, tensor), one of which may be -1.
-    compiled: compile the step; TPUs only.
+    compiled: compile the step, where `can_compile` says so.
+    flops: `model_flops(run)`, which are those of every mesh.
   """
   config = run.config
   begin = time.monotonic()
-  asked = model_flops(run) / where.size
+  asked = (model_flops(run) if flops is None else flops) / where.size
   nothing = Plan(tuple(mesh_shape), "", (), 0, None, None, asked, None, (), {"compute": 0.0}, 0.0)  # type: ignore
   try:
     mesh = _mesh(where, mesh_shape, compiled)
@@ -179,15 +187,15 @@ def make(run: Run, where: chips.Topology, mesh_shape: Sequence[int], compiled: b
       )
     mesh_lib.check_parts(mesh, config.batch_size, config.accumulate)
     state, shardings, optimizer = _state(run, mesh)
-  except ValueError as error:
-    return nothing._replace(error=str(error))
+  except (ValueError, NotImplementedError, jax.errors.JaxRuntimeError) as error:
+    return nothing._replace(error=_short(error))
   sizes: Any = tuple(mesh.shape.values())
   of_state = _bytes(state)
   leaves = _leaves(state.params, run.model.axes())
   if not compiled:
     seconds = {
       "compute": asked / where.chip.flops,
-      "interconnect": _least_exchange(leaves, where, sizes, config),
+      "interconnect": interconnect.least(leaves, where, sizes, config),
     }
     return nothing._replace(mesh=sizes, leaves=leaves, state_bytes=of_state, seconds=seconds)
   rows = mesh_lib.batch_sharding(mesh)
@@ -200,8 +208,9 @@ def make(run: Run, where: chips.Topology, mesh_shape: Sequence[int], compiled: b
   program: Any = step
   try:
     program = program.lower(state, batch).compile()
-  except jax.errors.JaxRuntimeError as error:
-    return nothing._replace(mesh=sizes, error=" ".join(str(error).split())[:300], leaves=leaves)
+    found = hlo.cost(program.as_text())
+  except (ValueError, jax.errors.JaxRuntimeError) as error:
+    return nothing._replace(mesh=sizes, error=_short(error), leaves=leaves)
   memory = program.memory_analysis()
   used = (
     memory.argument_size_in_bytes
@@ -210,9 +219,8 @@ def make(run: Run, where: chips.Topology, mesh_shape: Sequence[int], compiled: b
     + memory.temp_size_in_bytes
     + memory.generated_code_size_in_bytes
   )
-  found = hlo.cost(program.as_text())
   exchange = sum(
-    chips.seconds(each.kind, each.bytes, each.group, _rate_of_group(where, mesh, each.group))
+    chips.seconds(each.kind, each.bytes, each.group, interconnect.rate(where, mesh, each.group))
     for each in found.collectives
   )
   return Plan(
@@ -258,6 +266,8 @@ def _concrete(args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _mesh(where: chips.Topology, shape: Sequence[int], compiled: bool) -> Any:
+  if compiled and not where.chip.axes:
+    return mesh_lib.make_mesh(tuple(shape))
   if compiled:
     from jax.experimental import topologies
 
@@ -269,8 +279,15 @@ def _mesh(where: chips.Topology, shape: Sequence[int], compiled: bool) -> Any:
 
 
 def can_compile(where: chips.Topology) -> bool:
-  """Whether steps can be compiled for these chips here."""
-  return bool(where.chip.axes) and importlib.util.find_spec("libtpu") is not None
+  """Whether steps can be compiled for these chips here: TPUs anywhere, GPUs where they are."""
+  if where.chip.axes:
+    return importlib.util.find_spec("libtpu") is not None
+  devices = jax.devices()
+  return len(devices) == where.size and chips.kind_of(devices[0].device_kind) == where.kind
+
+
+def _short(error: Exception) -> str:
+  return " ".join(str(error).split())[:300]
 
 
 def _bytes(tree: Any) -> int:
@@ -290,42 +307,6 @@ def _leaves(params: Any, axes: Any) -> tuple[Leaf, ...]:
     names = known.get(path, (None,) * x.ndim)
     found.append(Leaf(optimizer_lib.path_name(path), x.shape, names, str(x.sharding.spec), part))
   return tuple(found)
-
-
-def _least_exchange(
-  leaves: Sequence[Leaf], where: chips.Topology, mesh: tuple[int, int, int], config: Any
-) -> float:
-  """Seconds that gathering parameters twice and scattering gradients once take at least."""
-  data, fsdp, tensor = mesh
-  trained = sum(math.prod(x.shape) for x in leaves if x.name.startswith("network/")) / tensor
-  width = 2 if config.model.get("dtype") == "bfloat16" else 4
-  inside = chips.rate(where, _span(where, fsdp * tensor))
-  total = 2 * chips.seconds("all-gather", trained * width, fsdp, inside)
-  total += chips.seconds("reduce-scatter", trained * 4, fsdp, inside)
-  across = chips.rate(where, _span(where, where.size))
-  return total + chips.seconds("all-reduce", trained * 4 / fsdp, data, across)
-
-
-def _span(where: chips.Topology, count: int) -> np.ndarray:
-  """Returns the coordinates of the first chips, the last axis fastest."""
-  shape = (where.slices, *where.shape) if where.slices > 1 else where.shape
-  grid = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1)
-  return grid.reshape(-1, len(shape))[:count]
-
-
-def _rate_of_group(where: chips.Topology, mesh: Any, group: int) -> float:
-  """Returns the rate of a group of so many chips: of the mesh's axes that multiply to it."""
-  devices = mesh.devices
-  for names in (("tensor",), ("fsdp",), ("data",), ("fsdp", "tensor"), ("data", "fsdp"),
-                ("data", "tensor"), mesh_lib.AXES):  # fmt: skip
-    if math.prod(mesh.shape[name] for name in names) == group:
-      index = tuple(slice(None) if name in names else 0 for name in mesh_lib.AXES)
-      coordinates = [
-        [*([device.slice_index] if where.slices > 1 else []), *device.coords[: len(where.shape)]]
-        for device in devices[index].ravel()
-      ]
-      return chips.rate(where, coordinates)
-  return chips.rate(where, _span(where, group))
 
 
 def meshes(where: chips.Topology) -> list[tuple[int, int, int]]:

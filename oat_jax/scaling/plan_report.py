@@ -28,7 +28,7 @@ def text(
   best = plan_lib.best(plans, chip)
   rows = run.config.batch_size
   lines = [
-    f"{where.name}: {where.size} x {where.kind}, {chip.hbm_bytes / 1e9:.0f} GB and "
+    f"{where.title}: {where.size} x {where.kind}, {chip.hbm_bytes / 1e9:.0f} GB and "
     f"{chip.flops / 1e12:.0f} bfloat16 TFLOP/s each, {chip.hbm_rate / 1e12:.2f} TB/s of memory, "
     f"{chip.link_rate / 1e9:.0f} GB/s a link and direction; {where.hosts} host(s)",
     f"{rows:,} windows a step, {rows / where.size:g} a chip; "

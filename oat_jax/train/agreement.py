@@ -1,10 +1,13 @@
 """Processes that train together run the same thing, or none of them starts."""
 
 from collections.abc import Mapping
+import contextlib
 import functools
 import hashlib
 import json
 import pathlib
+import secrets
+import time
 from typing import Any
 
 import jax
@@ -40,6 +43,36 @@ def check(facts: Mapping[str, Any]) -> None:
         f"process {number} runs something else than process 0 (there, and now):\n  "
         + "\n  ".join(found)
       )
+
+
+def check_shared(workdir: pathlib.Path, seconds: float = 10.0) -> None:
+  """Raises ValueError, in every process, unless all of them see the first one's directory.
+
+  Args:
+    workdir: of the run.
+    seconds: that a file system may take to show to one host what another wrote.
+  """
+  if jax.process_count() == 1:
+    return
+  mark = workdir / ".shared"
+  number = multihost_utils.broadcast_one_to_all(np.array(secrets.randbits(30), np.int32))
+  if jax.process_index() == 0:
+    mark.write_text(str(number))
+  multihost_utils.sync_global_devices("a mark in the working directory")
+  end, seen = time.monotonic() + seconds, False
+  while not seen and time.monotonic() < end:
+    with contextlib.suppress(OSError):
+      seen = mark.read_text() == str(number)
+    if not seen:
+      time.sleep(0.1)
+  seen_P = np.asarray(multihost_utils.process_allgather(np.array(seen))).reshape(-1)
+  if jax.process_index() == 0:
+    mark.unlink()
+  if not seen_P.all():
+    raise ValueError(
+      f"{workdir} of process {int(np.argmin(seen_P))} is another directory than that of process 0; "
+      "all processes need one that they share, e.g. on NFS"
+    )
 
 
 @functools.cache

@@ -21,6 +21,8 @@ from orbax.checkpoint import v1 as ocp
 
 from oat_jax.train.state import TrainState
 
+_ANSWER = "why it cannot be read: "
+
 
 class Checkpointer:
   """Saves and restores a run's state; a step is either whole on disk or not there."""
@@ -198,12 +200,15 @@ def unreadable(path: str | os.PathLike) -> str:
   if jax.process_count() > 1:
     # Orbax numbers what it does, and waits until all processes do it: who reads alone is no longer
     # in step. So it is read in a process beside the group, on the CPU.
-    program = f"from oat_jax.train import checkpoint as c; print(c.unreadable({str(path)!r}))"
+    program = f"from oat_jax.train import checkpoint as c; c.answer({str(path)!r})"
     paths = os.pathsep.join(part or os.getcwd() for part in sys.path)
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": paths}
     command = [sys.executable, "-c", program]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    return (run.stdout if run.returncode == 0 else run.stderr)[-200:].strip()
+    _, found, error = run.stdout.rpartition(_ANSWER)
+    if run.returncode or not found:  # says nothing of the checkpoint
+      raise RuntimeError(f"the process that reads {path} ended with {run.returncode}: {run.stderr}")
+    return error.strip()
   try:
     metadata = ocp.checkpointables_metadata(str(path)).metadata
     for name in ("params", "train", "data"):
@@ -211,6 +216,11 @@ def unreadable(path: str | os.PathLike) -> str:
   except Exception as error:  # whatever it is, the step is not whole
     return " ".join(str(error).split())[:200] or type(error).__name__
   return ""
+
+
+def answer(path: str) -> None:
+  """Prints, behind a mark, what `unreadable` says."""
+  print(_ANSWER + unreadable(path), flush=True)
 
 
 def _host_arrays(metadata: Any) -> Any:

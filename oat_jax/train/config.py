@@ -196,6 +196,11 @@ class Config:
     for name in (*counts, "keep"):
       config_lib.at_least(getattr(self, name), 1, f"config.{name}")
     config_lib.at_least(self.seed, 0, "config.seed")
+    if self.keep_best and self.save_every % self.evaluate_every:
+      raise ValueError(
+        f"config.keep_best is '{self.keep_best}', so what is saved must have been evaluated; "
+        f"save_every {self.save_every} is no multiple of evaluate_every {self.evaluate_every}"
+      )
     if self.kind == "tokenizer" and self.tokenizer:
       raise ValueError("config.tokenizer is set, but this run trains a tokenizer itself")
 

@@ -25,7 +25,7 @@ def check(
   """
   if failures <= limit:
     return
-  done = int(state.step)
+  done = int(state.step)  # the state is that of step `done`: nothing changed it since
   path = workdir / "failures" / f"step_{done + 1}_process_{jax.process_index()}.npz"
   path.parent.mkdir(exist_ok=True)
   arrays: Any = _flat(batch_of(done + 1))
@@ -35,9 +35,9 @@ def check(
     save(done)
     kept = f"; the state before it is checkpoint {done}"
   raise FloatingPointError(
-    f"loss or gradient is not finite at step {done + 1}, after {failures - 1} such steps that were "
-    f"passed over; its batch is in {path}{kept}. Lower config.optimizer.learning_rate, or let "
-    "config.optimizer.max_failures steps pass"
+    f"loss or gradient is not finite at step {done + 1}, after {limit} such steps that were passed "
+    f"over; its batch is in {path}{kept}. Go on with a larger config.optimizer.max_failures, or "
+    "begin another directory with a lower learning_rate, from these parameters by config.init_from"
   )
 
 

@@ -5,9 +5,7 @@ crosses from device to host. A signal (SIGTERM, Ctrl-C) ends the step at hand, s
 directory from which the same command goes on.
 """
 
-from collections.abc import Callable
 import contextlib
-import functools
 import itertools
 import json
 import os
@@ -27,6 +25,7 @@ from oat_jax.tokenizers.tokenizer import Tokenizer
 from oat_jax.train import agreement
 from oat_jax.train import checkpoint
 from oat_jax.train import config as config_lib
+from oat_jax.train import evaluation
 from oat_jax.train import failures as failures_lib
 from oat_jax.train import init_from
 from oat_jax.train import inputs
@@ -44,30 +43,6 @@ from oat_jax.train import workdir as workdir_lib
 SHOWN = ("loss", "grad_norm", "token_accuracy", "mfu", "input_wait")
 # A trace begins so many steps after a run did: the first ones are not like the others.
 PROFILE_BEHIND = 10
-
-
-def evaluate(
-  compiled: Callable[..., Any], params: Any, windows: Any, batch_size: int
-) -> dict[str, float]:
-  """Averages a model's `evaluate` over all windows.
-
-  Floats are averaged over rows, integers (tokens) counted as distinct values; a column k of a (B,
-  N) value is named `name_k`, counted from 1.
-  """
-  rows: dict[str, list[np.ndarray]] = {}
-  for batch, valid_B in pipeline.epoch(windows, batch_size):
-    for name, values in compiled(params, batch).items():
-      rows.setdefault(name, []).append(np.asarray(values)[valid_B])
-  out: dict[str, float] = {}
-  for name, parts in rows.items():
-    values = np.concatenate(parts)
-    if values.dtype.kind in "iu":
-      out[f"distinct_{name}"] = float(len(np.unique(values)))
-    elif values.ndim == 1:
-      out[name] = float(values.mean())
-    else:
-      out |= {f"{name}_{k + 1}": float(mean) for k, mean in enumerate(values.mean(0))}
-  return out
 
 
 def train(config: config_lib.Config, workdir: str | os.PathLike, profile: int = 0) -> pathlib.Path:
@@ -102,6 +77,7 @@ def train(config: config_lib.Config, workdir: str | os.PathLike, profile: int = 
       f"config.batch_size is {config.batch_size}, but there are only {len(split.train)} windows to "
       "train on"
     )
+  step_lib.check(getattr(model, "update", None), config.accumulate)
   mesh_lib.process_rows(mesh, config.batch_size)
   mesh_lib.check_parts(mesh, config.batch_size, config.accumulate)
   batch_lib.check(split.train(np.arange(min(8, len(split.train)))), spec)
@@ -120,6 +96,7 @@ def train(config: config_lib.Config, workdir: str | os.PathLike, profile: int = 
     args = (key,) if tokenizer is None else (key, tokenizer.params)
     optimizer = optimizer_lib.make(config.optimizer, config.steps)
     state, shardings = state_lib.create(lambda: model.init(*args), model.axes(), optimizer, mesh)
+    evaluation.check_name(config.keep_best, model, state.params, split.train(np.arange(1)))
     fresh = not checkpoint.steps(workdir)
     observation = getattr(models.freeze_model(config), "observation", None)
     if fresh and isinstance(observation, observation_lib.Config):
@@ -132,7 +109,9 @@ def train(config: config_lib.Config, workdir: str | os.PathLike, profile: int = 
       state = init_from.place(state, table, "network/observe")
   # All that can be wrong with the configuration has been found by now; only now files are written.
   with workdir_lib.claimed(workdir, description):
-    print(taken, end="", flush=True)
+    agreement.check_shared(workdir)
+    if taken:
+      _say(taken.rstrip("\n"))
     if split.skipped and jax.process_index() == 0:
       (workdir / "skipped.json").write_text(json.dumps(split.skipped, indent=2) + "\n")
     refines = getattr(model, "refines", False)
@@ -179,9 +158,9 @@ class _Run(NamedTuple):
           raise ValueError(
             f"{self.workdir}: checkpoint {start} continues {data}; this run is {self.data(start)}"
           )
-        print(f"resuming {self.workdir} at step {start}", flush=True)
+        _say(f"resuming {self.workdir} at step {start}")
       if start >= self.config.steps:
-        print(f"{self.workdir} is done: {start} steps", flush=True)
+        _say(f"{self.workdir} is done: {start} steps")
         return
       writing = jax.process_index() == 0
       writer = metrics_lib.Writer(
@@ -194,11 +173,15 @@ class _Run(NamedTuple):
       )
       with contextlib.closing(writer):
         _steps(self, state, start, saved, writer)
-      if not saved.settle():
-        raise OSError(
-          f"{self.workdir}: the last checkpoint is not written; make room, and the same command "
-          f"goes on from step {max(checkpoint.steps(self.workdir), default=0)}"
-        )
+      self.check_written(saved)
+
+  def check_written(self, saved: checkpoint.Checkpointer) -> None:
+    """Raises OSError unless the last checkpoint is whole."""
+    if not saved.settle():
+      raise OSError(
+        f"{self.workdir}: the last checkpoint is not written; make room, and the same command "
+        f"goes on from step {max(checkpoint.steps(self.workdir), default=0)}"
+      )
 
   def checkpointer(self) -> checkpoint.Checkpointer:
     config = self.config
@@ -214,21 +197,23 @@ def _fit(run: _Run) -> None:
   config, model = run.config, run.model
   with contextlib.closing(checkpoint.Checkpointer(run.workdir, config.keep)) as saved:
     if saved.latest_step():
-      print(f"{run.workdir} is done: fitted", flush=True)
+      _say(f"{run.workdir} is done: fitted")
       return
     chosen = inputs.evenly(run.split.train, config.fit_windows)
-    print(f"{run.workdir}: fitting to {len(chosen):,} windows", flush=True)
+    _say(f"{run.workdir}: fitting to {len(chosen):,} windows")
     chunks = chosen(np.arange(len(chosen)))
     params = model.fit(chunks["actions"], chunks["action_mask"], chunks["dataset"])
     held_out = inputs.evenly(run.split.validation, config.evaluate_windows)
-    values = evaluate(jax.jit(model.evaluate), params, held_out, min(512, len(held_out)))
+    rows = min(512, len(held_out))
+    values = evaluation.evaluate(jax.jit(model.evaluate), params, held_out, rows)
     writer = metrics_lib.Writer(run.workdir, 1, 0, active=jax.process_index() == 0)
     with contextlib.closing(writer):
-      writer.log(1, values, "validation", _shown(values))
+      writer.log(1, values, "validation", evaluation.shown(values))
     placed = jax.device_put((np.int32(1), params), mesh_lib.replicated(run.mesh))
     step, params = placed
     none = jax.device_put(np.int32(0), mesh_lib.replicated(run.mesh))
     saved.save(1, state_lib.TrainState(step, none, params, params, {}), run.data(1))
+    run.check_written(saved)
 
 
 def _steps(
@@ -240,12 +225,8 @@ def _steps(
 ) -> None:
   """The steps behind `start`, to the run's end or a signal."""
   config, mesh, model = run.config, run.mesh, run.model
-  # Whole arrays on this process's first device, also of parameters that lie on other processes'.
-  gather = jax.jit(lambda tree: tree, out_shardings=mesh_lib.replicated(mesh))
-  whole = lambda tree: jax.device_put(jax.device_get(gather(tree)))
-  train_windows, held_out = _windows(run, lambda: whole(state.params))
-  rows = min(512, len(held_out))
-  first, stop = mesh_lib.process_rows(mesh, config.batch_size)
+  train_windows, held_out = _windows(run, state.params)
+  rows_R = mesh_lib.process_rows(mesh, config.batch_size)
 
   def batches_from(step):
     return pipeline.make_pipeline(
@@ -253,15 +234,13 @@ def _steps(
       batch_size=config.batch_size,
       order=mixture.make_order(run.split.train.sizes, run.split.weights, config.seed),
       start_step=step,
-      process_index=first // (stop - first),
-      process_count=config.batch_size // (stop - first),
+      rows=rows_R,
       threads=config.data.threads,
       workers=config.data.workers,
     )
 
   batches = batches_from(start)
-  sharding = mesh_lib.batch_sharding(mesh)
-  to_devices = lambda batch: _to_devices(batch, sharding, config.batch_size)
+  to_devices = lambda batch: mesh_lib.global_batch(batch, rows_R, mesh, config.batch_size)
   first_batch = next(batches)
   batches = itertools.chain([first_batch], batches)
   jitted = step_lib.compile_train_step(
@@ -274,9 +253,10 @@ def _steps(
     getattr(model, "update", None),
     config.accumulate,
   )
-  compiled_evaluate = jax.jit(model.evaluate)
+  compiled_evaluate = step_lib.compile_evaluate(model.evaluate, mesh, run.shardings.ema_params)
   _describe_run(run, state)
   metrics: dict[str, Any] = {}
+  none = jax.device_put(np.int32(0), mesh_lib.replicated(mesh))
 
   def check_failures(failures):
     failures_lib.check(
@@ -285,10 +265,12 @@ def _steps(
       run.workdir,
       state,
       lambda step: next(batches_from(step - 1)),
-      lambda step: checkpointer.save(step, state, run.data(step)),
+      # With all failures before it again, for the run that goes on from there.
+      lambda step: checkpointer.save(step, state._replace(failures=none), run.data(step)),
     )
 
-  profiler = speed.Profiler(run.workdir / "profile", start + PROFILE_BEHIND, run.profile)
+  traced = max(start + 1, min(start + PROFILE_BEHIND, config.steps - run.profile + 1))
+  profiler = speed.Profiler(run.workdir / "profile", traced, min(run.profile, config.steps - start))
   # Of the last log: seconds spent on data and on saving since then, when it was (later by what
   # evaluating and saving took), and at which step.
   data_seconds, save_seconds, logged = 0.0, 0.0, start
@@ -325,8 +307,9 @@ def _steps(
         jax.block_until_ready(metrics)  # the steps under way are no part of what follows
       begin = time.monotonic()
       if evaluating:
-        values = evaluate(compiled_evaluate, whole(state.ema_params), held_out, rows)
-        writer.log(step, values, "validation", _shown(values))
+        rows, params = config.batch_size, state.ema_params
+        values = evaluation.evaluate(compiled_evaluate, params, held_out, rows, mesh)
+        writer.log(step, values, "validation", evaluation.shown(values))
       if saving:
         check_failures(jax.device_get(metrics["failures"]))
         measured, saved_at = values if evaluating else None, time.monotonic()
@@ -343,42 +326,32 @@ def _steps(
       raise signals.Interrupted(f"stopped by a signal at the last step; {run.workdir} is whole")
 
 
-def _windows(run: _Run, params: Callable[[], Any]) -> tuple[Any, Any]:
+def _windows(run: _Run, params: Any) -> tuple[Any, Any]:
   """Returns training and held-out windows, with what the model computes once for each of them."""
   train: Any = run.split.train
   held_out: Any = inputs.evenly(run.split.validation, run.config.evaluate_windows)
   prepare = getattr(run.model, "prepare", None)
   if prepare is None or not run.config.precompute:
     return train, held_out
-  compiled, params, cache = jax.jit(prepare), functools.cache(params), run.config.data.cache
-  add = lambda windows: prepared.prepared(compiled, params, windows, of=run.prepares, cache=cache)
+  # What is trained is not asked for; the rest lies whole on every device: here, on the first.
+  frozen = {name: part for name, part in params.items() if name != "network"}
+  own = lambda: jax.device_put(jax.device_get(frozen))
+  compiled, cache = jax.jit(prepare), run.config.data.cache
+  add = lambda windows: prepared.prepared(compiled, own, windows, of=run.prepares, cache=cache)
   return add(train), add(held_out)
-
-
-def _to_devices(batch: Any, sharding: jax.sharding.NamedSharding, batch_size: int) -> Any:
-  """Places this process's rows of a batch whose global size is said, not guessed."""
-  return jax.tree.map(
-    lambda x: jax.make_array_from_process_local_data(sharding, x, (batch_size, *x.shape[1:])), batch
-  )
-
-
-def _shown(values: dict[str, float]) -> tuple[str, ...]:
-  """The validation values for a line: plain ones, and the others' first and last column."""
-  last = max(
-    (int(name.rsplit("_", 1)[1]) for name in values if name.rsplit("_", 1)[-1].isdigit()), default=1
-  )
-  tails = (f"_{last}", "_1")
-  return tuple(
-    name for name in values if not name.rsplit("_", 1)[-1].isdigit() or name.endswith(tails)
-  )
 
 
 def _describe_run(run: _Run, state: state_lib.TrainState) -> None:
   trained = [x.size for group, x in zip(
       jax.tree.leaves(optimizer_lib.groups(state.params)), jax.tree.leaves(state.params)
   ) if group != "frozen"]  # fmt: skip
-  print(
+  _say(
     f"{run.workdir}: {sum(trained):,} trained parameters; {len(run.split.train):,} windows to "
-    f"train on, {len(run.split.validation):,} held out; {len(jax.devices())} device(s)",
-    flush=True,
+    f"train on, {len(run.split.validation):,} held out; {len(jax.devices())} device(s)"
   )
+
+
+def _say(text: str) -> None:
+  """Prints a line, once for all processes."""
+  if jax.process_index() == 0:
+    print(text, flush=True)

@@ -62,7 +62,7 @@ def train_step(
   # A step that is not finite changes nothing; one too many of them, and none does any more: the
   # state stays what it was before that step, until the host looks.
   failed = ~(jnp.isfinite(value) & jnp.isfinite(grad_norm))
-  failures = state.failures + failed
+  failures = jnp.minimum(state.failures + failed, config.max_failures + 1)
   stuck = failures > config.max_failures
   keep = failed | stuck
   new, old = (params, ema_params, opt_state), (state.params, state.ema_params, state.opt_state)
@@ -94,6 +94,35 @@ def _in_parts(of: Callable[[Any, jax.Array], Any], batch: Any, key: jax.Array, p
   return jax.tree.map(lambda x: x / parts, total)
 
 
+def check(update: Update | None, accumulate: int) -> None:
+  """Raises ValueError for a model that cannot be trained on parts of batches."""
+  if accumulate > 1 and update is not None:
+    raise ValueError(
+      f"config.accumulate is {accumulate}; a model that keeps more than gradients train, such as "
+      "the codebooks of VQ, sees its batches whole: set it to 1"
+    )
+
+
+def compile_evaluate(evaluate: Any, mesh: jax.sharding.Mesh, shardings: Any) -> Any:
+  """Returns the jitted (params, batch) -> {name: (B, ...)}, sharded as the train step is.
+
+  Args:
+    evaluate: of a model.
+    mesh: where parameters lie.
+    shardings: theirs. What comes out lies whole on every device.
+  """
+
+  def under_rules(params, batch):
+    with partitioning.rules(sharding.RULES, mesh):
+      return evaluate(params, batch)
+
+  return jax.jit(
+    under_rules,
+    in_shardings=(shardings, mesh_lib.batch_sharding(mesh)),
+    out_shardings=mesh_lib.replicated(mesh),
+  )
+
+
 def compile_train_step(
   loss: Loss,
   optimizer: optax.GradientTransformation,
@@ -105,12 +134,7 @@ def compile_train_step(
   accumulate: int = 1,
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]:
   """Returns the jitted step: state sharded as born and donated, batch sharded over its rows."""
-
-  if accumulate > 1 and update is not None:
-    raise ValueError(
-      f"config.accumulate is {accumulate}; a model that keeps more than gradients train, such as "
-      "the codebooks of VQ, sees its batches whole: set it to 1"
-    )
+  check(update, accumulate)
 
   def step(state, batch):
     with partitioning.rules(sharding.RULES, mesh):

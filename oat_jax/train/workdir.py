@@ -34,6 +34,7 @@ HARMLESS = (
   "config/keep",
   "config/keep_every",
   "config/keep_best",
+  "config/optimizer/max_failures",
   "config/plan",
   "config/wandb",
   "config/mesh",
@@ -51,6 +52,11 @@ def claimed(workdir: pathlib.Path, description: dict[str, Any]) -> Iterator[None
     ValueError: the directory holds another run or other files, or is in use.
   """
   path = workdir / "config.json"
+  if "://" in str(workdir) or ":/" in str(workdir):
+    raise ValueError(
+      f"{workdir} is no folder: a run locks its directory and renames what is whole, which stores "
+      "of objects do not do; take a folder that all processes share, e.g. on NFS"
+    )
   if checkpoint.steps(workdir):
     found = differences(models.read_description(workdir), description)
     if found:

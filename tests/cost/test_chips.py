@@ -55,3 +55,19 @@ def test_what_is_alone_waits_for_nobody_and_a_sum_goes_there_and_back():
   assert chips.seconds("all-gather", 1e9, 4, 1e9) == pytest.approx(0.75)
   assert chips.seconds("reduce-scatter", 1e9, 4, 1e9) == pytest.approx(0.75)
   assert chips.seconds("all-reduce", 1e9, 4, 1e9) == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize(
+  ("name", "text"),
+  [
+    ("v5e:32x32", "there is no such slice; near it is v5e:16x16"),
+    ("v5e:3x5", "near it is v5e:4x4"),
+    ("v5p:3x4x4", "multiples of 4, e.g. v5p:4x4x4, or v5p:2x2x1"),
+    ("v5p:32x32x32", "the largest slice of v5p has 6144 chips"),
+    ("h100:2x16", "a node has 8 GPUs; h100:4x8 is 4 of them"),
+  ],
+)
+def test_slices_that_there_are_not_are_errors(name, text):
+  with pytest.raises(ValueError, match=text):
+    chips.topology(name)
+  assert chips.topology("2*v5p:2x2x4").title == "2*v5p:2x2x4"

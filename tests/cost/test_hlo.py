@@ -90,6 +90,17 @@ def test_what_is_copied_onto_the_chip_is_read_once():
   assert more == 8 * 16 * 2
 
 
+def test_products_that_a_library_makes_count():
+  made = "%y = bf16[4,64]{1,0:T(8,128)(2,1)S(1)} convolution(%x, %whole), dim_labels=bf_io->bf"
+  dims = 'backend_config={"gemm":{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"]}}}'
+  call = "%y = (bf16[4,64]{1,0}, s8[9]{0}) custom-call(%x, %whole), custom_call_target="
+  assert made in TPU
+  library = TPU.replace(made, f'{call}"__cublas$gemm", {dims}')
+  assert hlo.cost(library).flops == hlo.cost(TPU).flops
+  with pytest.raises(ValueError, match="FLOPs of y are not in the program's text"):
+    hlo.cost(TPU.replace(made, f'{call}"__cudnn$convForward"'))
+
+
 def test_what_is_no_program_is_refused():
   with pytest.raises(ValueError, match="no ENTRY"):
     hlo.cost("HloModule nothing")

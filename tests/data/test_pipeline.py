@@ -54,10 +54,17 @@ def test_worker_processes_do_not_change_the_stream():
   np.testing.assert_array_equal(take(6, workers=2, start_step=3, threads=1), take(9)[3:])
 
 
-@pytest.mark.parametrize("count", [1, 2, 4])
-def test_rows_of_the_processes_concatenate_to_the_global_batch(count):
-  parts = [take(9, process_index=i, process_count=count) for i in range(count)]
-  np.testing.assert_array_equal(np.concatenate(parts, axis=1), take(9))
+@pytest.mark.parametrize(
+  "rows", [[[0, 1, 2, 3, 4, 5, 6, 7]], [[0, 1, 4, 5], [2, 3, 6, 7]], [[3], [7]]]
+)
+def test_every_process_gets_its_rows_of_the_global_batch(rows):
+  for each in rows:
+    np.testing.assert_array_equal(take(9, rows=np.array(each)), take(9)[:, each])
+
+
+def test_rows_lie_across_blocks_of_the_order(monkeypatch):
+  monkeypatch.setattr(pipeline._Gather, "_BLOCK", 3)
+  np.testing.assert_array_equal(take(9, rows=np.array([0, 3, 4, 7])), take(9)[:, [0, 3, 4, 7]])
 
 
 @pytest.mark.parametrize("threads", [0, 2])
@@ -66,7 +73,7 @@ def test_resume_from_any_step(threads):
   for start in (0, 1, 2, 3, 7, 29):
     resumed = take(30 - start, threads=threads, start_step=start)
     np.testing.assert_array_equal(resumed, whole[start:])
-  resumed = take(3, threads=threads, start_step=5, process_index=1, process_count=2)
+  resumed = take(3, threads=threads, start_step=5, rows=np.arange(4, 8))
   np.testing.assert_array_equal(resumed, whole[5:8, 4:])
 
 
@@ -97,7 +104,8 @@ def test_a_mixture_goes_on_on_another_number_of_processes(count):
   )
   whole = part(9, threads=0)
   # However many began: `count` processes go on behind step 4.
-  parts = [part(5, start_step=4, process_index=i, process_count=count) for i in range(count)]
+  rows = np.split(np.arange(8), count)
+  parts = [part(5, start_step=4, rows=rows[i]) for i in range(count)]
   for step, batches in enumerate(zip(*parts), 4):
     for name in ("actions", "dataset", "action_mask"):
       rows = np.concatenate([batch[name] for batch in batches])
@@ -119,8 +127,9 @@ def test_validation_epoch_covers_every_window_in_order(size, batch_size):
 @pytest.mark.parametrize(
   ("options", "message"),
   [
-    ({"process_count": 3}, "batch_size 8 is not a multiple of process_count 3"),
-    ({"process_count": 2, "process_index": 2}, "process_index 2"),
+    ({"rows": np.array([6, 7, 8])}, r"rows \[6 7 8\] do not ascend within 0..7"),
+    ({"rows": np.array([1, 0])}, r"rows \[1 0\] do not ascend within 0..7"),
+    ({"rows": np.array([], int)}, r"rows \[\] do not ascend"),
     ({"batch_size": 24}, "there are 23 windows, fewer than batch_size 24"),
     ({"batch_size": 0}, "batch_size 0"),
     ({"start_step": -1}, "start_step is -1"),

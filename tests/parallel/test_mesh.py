@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
@@ -125,3 +126,32 @@ def test_only_the_data_axis_crosses_between_slices(monkeypatch):
     assert (slices[:half] == slices[0]).all() and (slices[half:] == slices[-1]).all()
   with pytest.raises(ValueError, match=r"over 2 slices; the data axis .* a multiple of 2"):
     mesh_lib.make_mesh((1, 16, 1), chips)
+
+
+def grid(shape, owner):
+  """A mesh of devices whose processes `owner` tells by their place."""
+  devices = np.empty(shape, object)
+  for place in np.ndindex(*shape):
+    devices[place] = types.SimpleNamespace(process_index=owner(*place))
+  return types.SimpleNamespace(devices=devices, shape=dict(zip(mesh_lib.AXES, shape)))
+
+
+def test_a_hosts_rows_need_not_lie_together(monkeypatch):
+  """As on v5e:4x4, whose hosts have 2 x 2 chips each, along a ring through all 16."""
+  ring = [0, 0, 1, 1, 3, 3, 2, 2, 2, 3, 3, 2, 0, 1, 1, 0]
+  mesh, found = grid((1, 16, 1), lambda d, f, t: ring[f]), []
+  for process in range(4):
+    monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+    found.append(mesh_lib.process_rows(mesh, 32))
+    expected = [2 * f + i for f in range(16) if ring[f] == process for i in (0, 1)]
+    assert found[-1].tolist() == expected
+  assert sorted(np.concatenate(found)) == list(range(32))
+
+
+def test_hosts_that_a_tensor_axis_joins_hold_the_same_rows(monkeypatch):
+  mesh = grid((2, 1, 2), lambda d, f, t: t)
+  for process in range(2):
+    monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+    assert mesh_lib.process_rows(mesh, 4).tolist() == [0, 1, 2, 3]
+  with pytest.raises(ValueError, match="batch_size 3 does not divide over the 2 devices"):
+    mesh_lib.process_rows(mesh, 3)

@@ -3,12 +3,15 @@
 import dataclasses
 import importlib.util
 import re
+import types
 
+import numpy as np
 import pytest
 import tiny
 
 from oat_jax.cost import chips
 from oat_jax.parallel import mesh as mesh_lib
+from oat_jax.scaling import interconnect
 from oat_jax.scaling import plan
 from oat_jax.scaling import plan_report
 from oat_jax.train import config as config_lib
@@ -85,6 +88,23 @@ def test_the_best_is_the_fastest_that_leaves_room():
   )
   assert plan.best([too_large], NODE.chip) is None
   assert plan.best([base._replace(error="no")], NODE.chip) is None
+
+
+@pytest.mark.parametrize("size", ["20m", "80m", "300m", "1b"])
+def test_sizes_divide_over_the_meshes_that_they_name(size):
+  config = config_lib.freeze(tiny.get_config("policy_oat.py", size))
+  made = plan.run_of(config, tiny.get_config("tokenizer_oat.py", "published").model)
+  for mesh in ((16, 16, 1), (4, 16, 1), (1, 16, 8)):
+    assert plan.parameters(made, mesh_lib.abstract(mesh))
+
+
+def test_a_group_is_as_fast_as_the_slowest_axes_of_its_size():
+  """Between slices the data centre's network, however fast the tensor axis of the same size is."""
+  where = chips.topology("2*v5p:2x2x1")
+  place = lambda i: types.SimpleNamespace(slice_index=i // 4, coords=(i // 2 % 2, i % 2, 0))
+  devices = np.array([place(i) for i in range(8)], object).reshape(2, 2, 2)
+  mesh = types.SimpleNamespace(devices=devices, shape=dict(zip(mesh_lib.AXES, (2, 2, 2))))
+  assert interconnect.rate(where, mesh, 2) == where.chip.network_rate
 
 
 @pytest.mark.parametrize("name", ["v5e:16x16", "v5p:4x4x4", "2*v5e:4x4", "h100:4x8", "v5e:2x2"])

@@ -12,6 +12,7 @@ import tiny
 from oat_jax import batch as batch_lib
 from oat_jax import policies
 from oat_jax.parallel import mesh as mesh_lib
+from oat_jax.train import step
 
 # Of activations: those of parameters stand in the program's signature.
 PINNED = re.compile(r"sdy.sharding_constraint \S+ <@mesh, (.*?)>")
@@ -40,6 +41,15 @@ def acts(model, params, mesh, spec):
   chunk_BCA, info = act(params, seen, jax.random.key(0), sampling=sampling)
   tokens = np.asarray(info["tokens_BN"]).tolist() if info else None
   return {"tokens": tokens, "chunks": np.asarray(chunk_BCA).tolist()}
+
+
+def evaluated(model, params, mesh, batch):
+  """Means of what the model says of a batch, as a run evaluates it."""
+  shardings = jax.tree.map(lambda x: x.sharding, params)
+  compiled = step.compile_evaluate(model.evaluate, mesh, shardings)
+  batch = mesh_lib.global_batch(batch, np.arange(16), mesh, 16)
+  found = compiled(params, batch)
+  return {k: float(v.mean()) for k, v in found.items() if v.dtype.kind == "f"}
 
 
 def make(name):
@@ -82,6 +92,7 @@ def main(name, meshes):
       if name != "tokenizer" and shape in ACTING
       else None,
       "losses": [row["loss"] for row in rows],
+      "evaluated": evaluated(model, state.params, mesh, batches[0]),
       "grad_norms": [row["grad_norm"] for row in rows],
       "parts": len({str(s.index) for s in weights.addressable_shards}),
       "pinned": sorted(set(PINNED.findall(run.lowered(batches[0])))),

@@ -62,3 +62,21 @@ def test_the_loop_asks_before_it_writes(dataset, tmp_path, monkeypatch):
     loop.train(tiny.run_config("tokenizer", dataset), tmp_path / "run")
   assert not (tmp_path / "run").exists()
   assert {"config", "spec", "dataset_fingerprint", "windows", "format_version"} <= set(asked[0])
+
+
+@pytest.mark.parametrize("number", ["7", "8", None])
+def test_all_processes_see_the_first_ones_directory(number, tmp_path, monkeypatch):
+  """As process 1 of 2, whose process 0 has written 7."""
+  if number:
+    (tmp_path / ".shared").write_text(number)
+  group = agreement.multihost_utils
+  monkeypatch.setattr(agreement.jax, "process_count", lambda: 2)
+  monkeypatch.setattr(agreement.jax, "process_index", lambda: 1)
+  monkeypatch.setattr(group, "broadcast_one_to_all", lambda x: np.array(7, np.int32))
+  monkeypatch.setattr(group, "sync_global_devices", lambda name: None)
+  monkeypatch.setattr(group, "process_allgather", lambda seen: np.array([True, seen]))
+  if number == "7":
+    agreement.check_shared(tmp_path, seconds=1)
+    return
+  with pytest.raises(ValueError, match="of process 1 is another directory than that of process 0"):
+    agreement.check_shared(tmp_path, seconds=0.2)

@@ -173,6 +173,32 @@ def test_configuration_keys_and_values_that_do_not_exist(dataset, tmp_path):
   refused([shipped, f"--workdir={workdir}"], workdir, "mt5", "mt4, bridge and published")
 
 
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    (
+      {"keep_best": "mse_80"},
+      "config.keep_best is 'mse_80'; did you mean 'mse_8'? there are mse_1",
+    ),
+    (
+      {"keep_best": "mse_8", "save_every": 3, "evaluate_every": 2},
+      "save_every 3 is no multiple of",
+    ),
+  ],
+)
+def test_a_best_that_nothing_measures(changes, message, dataset, tmp_path):
+  with pytest.raises(ValueError) as error:
+    loop.train(tiny.run_config("tokenizer", dataset, **changes), tmp_path / "run")
+  assert message in str(error.value) and not (tmp_path / "run").exists()
+
+
+def test_a_store_of_objects_is_no_working_directory(dataset, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(ValueError, match="gs:/.*bucket/run is no folder.*all processes share"):
+    loop.train(tiny.run_config("tokenizer", dataset), "gs://bucket/run")
+  assert not list(tmp_path.iterdir())
+
+
 def test_configuration_files_with_keys_that_do_not_exist(dataset, tmp_path):
   workdir = tmp_path / "run"
   for part, name, near in (

@@ -63,6 +63,14 @@ def test_the_run_ends_with_the_batch_and_the_state_before_it(dataset, tmp_path):
     assert batch["actions"].shape == (16, 8, 3) and np.isfinite(batch["actions"]).all()
 
 
+def test_such_a_run_goes_on_with_more_patience(dataset, tmp_path):
+  for _ in range(2):  # again at the same step: its checkpoint is there already
+    with pytest.raises(FloatingPointError, match="after 0 such steps"):
+      loop.train(diverging(dataset), tmp_path / "run")
+  loop.train(diverging(dataset, max_failures=100), tmp_path / "run")
+  assert checkpoint.steps(tmp_path / "run")[-1] == 6
+
+
 def test_failures_may_be_passed_over_to_the_end(dataset, tmp_path, capsys):
   loop.train(diverging(dataset, max_failures=100), tmp_path / "run")
   assert checkpoint.steps(tmp_path / "run") == [6]
