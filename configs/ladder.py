@@ -4,8 +4,8 @@ A size alone, `policy_oat.py:1b`, takes a robot with three cameras, see `generic
 
 Learning rates fall with the width, 1e-3 at 128: with AdamW the right step of a matrix is inversely
 proportional to its inputs (arXiv 2203.03466); embeddings, which are few, take the same. From 80m on
-layers are one scan, whose activations are computed again in the backward pass. These, and all of
-the robot with three cameras, are computed in bfloat16.
+layers are one scan, whose activations are computed again in the backward pass, in bfloat16; so are,
+at any size, the layers that see the robot's three cameras.
 
 Policies count without the encoder of images, which has a column of its own. From 20m on widths
 divide over 16 parts of fsdp and heads over 8 of tensor.
@@ -93,4 +93,4 @@ def generic(config: Any) -> None:
   if config.kind == "policy":
     images = config.model.observation.images
     images.encoder, images.tokens, images.shared = "vit", "patches", True
-    images.vit.patch, images.vit.scan = 16, True
+    images.vit.patch, images.vit.scan, images.vit.remat = 16, True, "full"
