@@ -4,11 +4,11 @@ Examples:
   python launch/benchmark.py train --out=runs/bench/train.json
   python launch/benchmark.py peer --out=runs/bench/peer.json --peer=DIR --peer_python=FILE
 
-Sections: train (steps/s of tokenizer and policy), act (ms by K and of Diffusion Policy, on one
-core), data (index, windows, images, memory), tokenizers (ms of encoding and decoding, on one core),
-peer (the training step beside a checkout of the PyTorch implementation), faults (a run that is
-killed 50 times against one that is not). Read times as ratios
-within one run, or as CPU seconds beside the calibration kernel's of the same run.
+Sections: train (steps/s of tokenizer and policy, and what dispatching and saving hold the loop),
+act (ms by K and of Diffusion Policy, on one core), data (index, windows, images, memory),
+tokenizers (ms of encoding and decoding, on one core), peer (the training step beside a checkout of
+the PyTorch implementation), faults (a run that is killed 50 times against one that is not). Read
+times as ratios within one run, or as CPU seconds beside the calibration kernel's of the same run.
 """
 
 import json
