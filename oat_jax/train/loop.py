@@ -258,6 +258,12 @@ def _steps(
   metrics: dict[str, Any] = {}
   none = jax.device_put(np.int32(0), mesh_lib.replicated(mesh))
 
+  def save_failed(step):
+    checkpointer.settle()
+    if step not in checkpoint.steps(run.workdir):
+      # With all failures before it again, for the run that goes on from there.
+      checkpointer.save(step, state._replace(failures=none), run.data(step))
+
   def check_failures(failures):
     failures_lib.check(
       int(failures),
@@ -265,8 +271,7 @@ def _steps(
       run.workdir,
       state,
       lambda step: next(batches_from(step - 1)),
-      # With all failures before it again, for the run that goes on from there.
-      lambda step: checkpointer.save(step, state._replace(failures=none), run.data(step)),
+      save_failed,
     )
 
   traced = max(start + 1, min(start + PROFILE_BEHIND, config.steps - run.profile + 1))
