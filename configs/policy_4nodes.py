@@ -17,9 +17,7 @@ from ml_collections import ConfigDict
 
 
 def get_config(argument: str = "1b") -> ConfigDict:
-  policy = runpy.run_path(str(pathlib.Path(__file__).with_name("policy_oat.py")))
-  config = policy["get_config"](argument)
+  node = runpy.run_path(str(pathlib.Path(__file__).with_name("policy_8gpu.py")))
+  config = node["get_config"](argument)
   config.mesh = (4, 8, 1)
-  config.batch_size = 1024
-  config.save_every = 500
   return config

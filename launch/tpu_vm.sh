@@ -48,7 +48,8 @@ give_back() { gcloud_tpu queued-resources delete "$NAME" --force --quiet || true
 
 printf -v ARGUMENTS '%q ' "$@"
 INSTALL="set -e; sudo mkdir -p /mnt/shared; \
-mountpoint -q /mnt/shared || sudo mount -t nfs $SHARED /mnt/shared; test -d oat_jax || git clone --quiet $REPOSITORY oat_jax; cd oat_jax; \
+mountpoint -q /mnt/shared || sudo mount -t nfs $SHARED /mnt/shared; \
+test -d oat_jax || git clone --quiet $REPOSITORY oat_jax; cd oat_jax; \
 git fetch --quiet; git checkout --quiet $REVISION; \
 test -d .venv || python3.11 -m venv .venv; .venv/bin/pip install --quiet -e '.[train,tpu,gcs]'"
 TRAIN="cd oat_jax && .venv/bin/python launch/train.py --distributed $ARGUMENTS"

@@ -44,9 +44,7 @@ def rate(where: chips.Topology, mesh: Any, group: int) -> float:
 
 
 def _coordinates(where: chips.Topology, devices: Any) -> list[list[int]]:
-  if not where.chip.axes:
-    return [[device.process_index, device.id] for device in devices]
-  inside = lambda device: [*device.coords[: len(where.shape)]]
-  return [
-    [*([device.slice_index] if where.slices > 1 else []), *inside(device)] for device in devices
-  ]
+  if not where.chip.axes:  # however many processes a node has, its GPUs are numbered together
+    return [[*divmod(device.id, where.shape[1])] for device in devices]
+  slices = lambda device: [device.slice_index] if where.slices > 1 else []
+  return [[*slices(device), *device.coords[: len(where.shape)]] for device in devices]

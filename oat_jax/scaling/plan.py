@@ -259,10 +259,8 @@ def _state(run: Run, mesh: Any) -> tuple[Any, Any, Any]:
 
 def _concrete(args: tuple[Any, ...]) -> tuple[Any, ...]:
   """Stand-ins for shapes inside `eval_shape`: nothing is computed with them."""
-  key, *rest = args
-  del key
   zeros = lambda x: jax.numpy.zeros(x.shape, x.dtype)
-  return (jax.random.key(0), *(jax.tree.map(zeros, each) for each in rest))
+  return (jax.random.key(0), *(jax.tree.map(zeros, each) for each in args[1:]))
 
 
 def _mesh(where: chips.Topology, shape: Sequence[int], compiled: bool) -> Any:
@@ -292,10 +290,12 @@ def _short(error: Exception) -> str:
 
 def _bytes(tree: Any) -> int:
   """Returns the bytes of one chip's parts."""
-  part = lambda x: math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
-  return sum(
-    part(x) for x in jax.tree.leaves(tree) if not jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key)
-  )
+  is_key = lambda x: jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key)
+  return sum(_part(x) for x in jax.tree.leaves(tree) if not is_key(x))
+
+
+def _part(x: Any) -> int:
+  return math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
 
 
 def _leaves(params: Any, axes: Any) -> tuple[Leaf, ...]:
@@ -303,9 +303,8 @@ def _leaves(params: Any, axes: Any) -> tuple[Leaf, ...]:
   known = dict(jax.tree_util.tree_leaves_with_path(axes, is_leaf=is_axes))
   found = []
   for path, x in jax.tree_util.tree_leaves_with_path(params):
-    part = math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
-    names = known.get(path, (None,) * x.ndim)
-    found.append(Leaf(optimizer_lib.path_name(path), x.shape, names, str(x.sharding.spec), part))
+    names, cut = known.get(path, (None,) * x.ndim), str(x.sharding.spec)
+    found.append(Leaf(optimizer_lib.path_name(path), x.shape, names, cut, _part(x)))
   return tuple(found)
 
 

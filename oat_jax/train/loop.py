@@ -6,6 +6,7 @@ directory from which the same command goes on.
 """
 
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -340,7 +341,7 @@ def _windows(run: _Run, params: Any) -> tuple[Any, Any]:
     return train, held_out
   # What is trained is not asked for; the rest lies whole on every device: here, on the first.
   frozen = {name: part for name, part in params.items() if name != "network"}
-  own = lambda: jax.device_put(jax.device_get(frozen))
+  own = functools.cache(lambda: jax.device_put(jax.device_get(frozen)))
   compiled, cache = jax.jit(prepare), run.config.data.cache
   add = lambda windows: prepared.prepared(compiled, own, windows, of=run.prepares, cache=cache)
   return add(train), add(held_out)

@@ -107,6 +107,16 @@ def test_a_group_is_as_fast_as_the_slowest_axes_of_its_size():
   assert interconnect.rate(where, mesh, 2) == where.chip.network_rate
 
 
+def test_gpus_of_a_node_are_near_whatever_processes_hold_them():
+  """As under SLURM, one process for each GPU."""
+  where = chips.topology("h100:2x8")
+  place = lambda i: types.SimpleNamespace(process_index=i, id=i)
+  devices = np.array([place(i) for i in range(16)], object).reshape(2, 8, 1)
+  mesh = types.SimpleNamespace(devices=devices, shape=dict(zip(mesh_lib.AXES, (2, 8, 1))))
+  assert interconnect.rate(where, mesh, 8) == where.chip.link_rate
+  assert interconnect.rate(where, mesh, 2) == where.chip.network_rate
+
+
 @pytest.mark.parametrize("name", ["v5e:16x16", "v5p:4x4x4", "2*v5e:4x4", "h100:4x8", "v5e:2x2"])
 def test_meshes_worth_a_look_use_every_chip(name):
   where = chips.topology(name)
