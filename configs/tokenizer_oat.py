@@ -34,6 +34,9 @@ def get_config(argument: str = "mt4") -> ConfigDict:
   config.evaluate_every = 1000
   config.save_every = 1000
   config.keep = 2
+  config.keep_every = 0
+  config.keep_best = ""
+  config.wandb = ""
   config.evaluate_windows = 4096
   config.fit_windows = 50_000  # of a tokenizer that is fitted, not trained
   config.plan = ConfigDict({"state_dim": 39, "action_dim": 4, "tasks": 4})
@@ -73,6 +76,7 @@ def get_config(argument: str = "mt4") -> ConfigDict:
   config.optimizer.b1 = 0.9
   config.optimizer.b2 = 0.95
   config.optimizer.clip = 1.0
+  config.optimizer.max_failures = 0
   config.optimizer.ema_power = 0.75
   config.optimizer.ema_max = 0.999
 

@@ -96,6 +96,26 @@ def test_every_setting_of_the_data_can_be_given_on_the_command_line():
   assert frozen | {"mixture": dict(frozen["mixture"])} == defaults
 
 
+# Settings of a policy that mean nothing to a tokenizer, and the other way about.
+OF_POLICIES = {"tokenizer", "precompute", "image_rate"}
+OF_TOKENIZERS = {"fit_windows"}
+
+
+@pytest.mark.parametrize("name", [n for n in CONFIGS if n.startswith(("policy_", "tokenizer_"))])
+def test_every_setting_of_a_run_can_be_given_on_the_command_line(name):
+  from oat_jax.train import config as train_config
+
+  values = tiny.get_config(name)
+  others = OF_POLICIES if values.kind == "tokenizer" else OF_TOKENIZERS
+  for given, settings in (
+    (values, train_config.Config),
+    (values.optimizer, train_config.Optimizer),
+    (values.plan, train_config.Plan),
+  ):
+    missing = {field.name for field in dataclasses.fields(settings)} - set(given)
+    assert missing <= others | {"language_dim"}, name
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_default_variant_is_the_first_documented(name):
   assert tiny.get_config(name).to_dict() == tiny.get_config(name, documented(name)[0]).to_dict()
