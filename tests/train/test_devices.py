@@ -7,12 +7,13 @@ import pytest
 import tiny
 
 MESHES = ([1, 1, 1], [8, 1, 1], [2, 2, 2], [1, 8, 1], [1, 1, 8])
-# Parts that a matrix (embed, vocabulary) or (embed, actions) is cut into.
+# By mesh, the parts that a matrix (embed, vocabulary) or (embed, actions) is cut into. Models that
+# others are much like are looked at on fewer meshes: each is compiled anew.
 PARTS = {
-  "tokenizer": (1, 1, 2, 8, 1),
-  "policy": (1, 1, 4, 8, 8),
-  "seeing": (1, 1, 4, 8, 8),
-  "diffusion": (1, 1, 2, 8, 1),
+  "tokenizer": dict(zip(map(str, MESHES), (1, 1, 2, 8, 1))),
+  "policy": dict(zip(map(str, MESHES), (1, 1, 4, 8, 8))),
+  "seeing": {"[1, 1, 1]": 1, "[2, 2, 2]": 4, "[1, 1, 8]": 8},
+  "diffusion": {"[1, 1, 1]": 1, "[2, 2, 2]": 2},
 }
 
 
@@ -20,7 +21,7 @@ PARTS = {
 def runs(request):
   """(name, what a run on each mesh found, the first being that on one device)"""
   name, flags = request.param, "--xla_force_host_platform_device_count=8"
-  arguments = [name, json.dumps(MESHES)]
+  arguments = [name, json.dumps([mesh for mesh in MESHES if str(mesh) in PARTS[name]])]
   code, out, err = tiny.command("tests/train/device_runs.py", *arguments, **tiny.quick(flags))
   assert code == 0, err
   return name, json.loads(out.splitlines()[-1])
@@ -28,9 +29,9 @@ def runs(request):
 
 def test_every_mesh_trains_as_one_device_does(runs):
   _, found = runs
-  one, *others = (found[str(mesh)] for mesh in MESHES)
+  one, *others = found.values()
   assert one["devices"] == 1 and len(set(one["losses"])) == 5 and one["evaluated"]
-  for mesh, run in zip(MESHES[1:], others):
+  for mesh, run in zip(list(found)[1:], others):
     assert run["devices"] == 8, mesh
     assert run["initial"] == one["initial"], mesh
     assert run["losses"] == pytest.approx(one["losses"], rel=1e-4), mesh
@@ -40,7 +41,7 @@ def test_every_mesh_trains_as_one_device_does(runs):
 
 def test_the_same_key_acts_alike_on_every_mesh(runs):
   name, found = runs
-  one, *others = (found[str(mesh)]["acts"] for mesh in MESHES[:3])
+  one, *others = (found[mesh]["acts"] for mesh in map(str, MESHES[:3]) if mesh in found)
   if name == "tokenizer":
     assert one is None
     return
@@ -52,7 +53,7 @@ def test_the_same_key_acts_alike_on_every_mesh(runs):
 
 def test_parameters_are_cut_as_the_mesh_says(runs):
   name, found = runs
-  assert tuple(found[str(mesh)]["parts"] for mesh in MESHES) == PARTS[name]
+  assert {mesh: run["parts"] for mesh, run in found.items()} == PARTS[name]
 
 
 def test_activations_are_pinned_inside_the_step(runs):

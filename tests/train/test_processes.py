@@ -49,42 +49,46 @@ def start_group(arguments, count=2, by="flags"):
   return group
 
 
-@pytest.mark.parametrize(
-  ("mesh", "by"), [((2, 1, 1), "slurm"), ((1, 1, 2), "mpi"), ((2, 1, 2), "flags")]
-)
-def test_a_group_equals_one(mesh, by, dataset, tmp_path):
-  """Groups of 2 and 4."""
-  start_two = lambda arguments: start_group(arguments, math.prod(mesh), by)
+def test_groups_equal_one(dataset, tmp_path):
+  """Groups of 2 and 4, from the beginning and from the checkpoint of another number of processes."""
   values = tiny.run_values("tokenizer", dataset, steps=4, evaluate_every=2, save_every=2)
-  alone = tiny.start("launch/train.py", *tiny.arguments(values, tmp_path / "one"), **tiny.quick())
-  pair = start_two(tiny.arguments(values | {"mesh": mesh}, tmp_path / "two"))
-  for process in (alone, *pair):
-    code, out, err = tiny.finish(process)
-    assert code == 0, f"{out}\n{err}"
-  one, two = (tiny.metrics(tmp_path / name) for name in ("one", "two"))
-  assert len(one) == len(two) == 6
-  for a, b in zip(one, two):
-    assert b == pytest.approx(a, rel=1e-4)
-    assert b.get("train/loss", 0) == pytest.approx(a.get("train/loss", 0), rel=1e-5)
-  step, params = checkpoint.load_params(tmp_path / "two")
-  assert step == 4
-  known = tiny.to_bits(checkpoint.load_params(tmp_path / "one")[1]["statistics"])
-  assert tiny.to_bits(params["statistics"]) == known
-  # From the checkpoint of step 2 the other number of processes goes on with the same stream.
-  for name in ("one", "two"):
+
+  def run(name, mesh=(1, 1, 1), by=""):
+    """Returns what processes of one run printed and its metrics, when all of them have ended."""
+    arguments = tiny.arguments(values | {"mesh": mesh}, tmp_path / name)
+    if by:
+      group = start_group(arguments, math.prod(mesh), by)
+    else:
+      group = [tiny.start("launch/train.py", *arguments, **tiny.quick())]
+    printed = []
+    for code, out, err in map(tiny.finish, group):
+      assert code == 0, f"{out}\n{err}"
+      printed.append(out)
+    rows = tiny.metrics(tmp_path / name)
+    assert len(rows) == 6 and rows[-1]["step"] == 4
+    for a, b in zip(one or rows, rows):
+      assert b == pytest.approx(a, rel=1e-4)
+      assert b.get("train/loss", 0) == pytest.approx(a.get("train/loss", 0), rel=1e-5)
+    return printed, rows
+
+  def half(name):
+    """Copies a run as it was after step 2; returns the copy's name."""
     shutil.copytree(tmp_path / name, tmp_path / f"{name}_half")
     shutil.rmtree(tmp_path / f"{name}_half/checkpoints/4")
-  pair = start_two(tiny.arguments(values | {"mesh": mesh}, tmp_path / "one_half"))
-  alone = tiny.start(
-    "launch/train.py", *tiny.arguments(values, tmp_path / "two_half"), **tiny.quick()
-  )
-  for process in (alone, *pair):
-    code, out, err = tiny.finish(process)
-    assert code == 0, f"{out}\n{err}"
-    assert ("at step 2\n" in out) == (process in (alone, pair[0])), out  # one says it for all
-  for name in ("one_half", "two_half"):
-    for a, b in zip(one, tiny.metrics(tmp_path / name), strict=True):
-      assert b == pytest.approx(a, rel=1e-4)
+    return f"{name}_half"
+
+  one: list = []
+  one = run("one")[1]
+  known = tiny.to_bits(checkpoint.load_params(tmp_path / "one")[1]["statistics"])
+  for name, mesh, by in (("two", (2, 1, 1), "slurm"), ("four", (2, 1, 2), "flags")):
+    run(name, mesh, by)
+    step, params = checkpoint.load_params(tmp_path / name)
+    assert step == 4 and tiny.to_bits(params["statistics"]) == known
+  # From the checkpoint of step 2 another number of processes goes on with the same stream.
+  for name, mesh, by in (("one", (1, 1, 2), "mpi"), ("four", (1, 1, 1), "")):
+    printed, _ = run(half(name), mesh, by)
+    said = ["at step 2\n" in out for out in printed]
+    assert said == [True] + [False] * (len(printed) - 1), printed  # one says it for all
 
 
 def test_sigterm_to_one_process_stops_both_and_they_go_on_bit_for_bit(dataset, tmp_path):

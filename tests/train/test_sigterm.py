@@ -12,10 +12,10 @@ def test_a_terminated_run_goes_on_bit_for_bit(dataset, tmp_path):
   values = tiny.run_values(
     "tokenizer",
     dataset,
-    steps=600,
+    steps=120,
     log_every=5,
-    evaluate_every=300,
-    save_every=200,
+    evaluate_every=60,
+    save_every=40,
     model={"dropout": 0.3},
     optimizer={"schedule": "cosine"},
   )
@@ -30,7 +30,7 @@ def test_a_terminated_run_goes_on_bit_for_bit(dataset, tmp_path):
   assert code == 130, err
   assert len(err.splitlines()) == 1 and "stopped by a signal at step" in err and "saved" in err
   step = tiny.metrics(tmp_path / "parts")[-1]["step"]
-  assert f"at step {step};" in err and 5 <= step < 600
+  assert f"at step {step};" in err and 5 <= step < 120
   assert (tmp_path / "parts" / "checkpoints" / str(step)).is_dir()
 
   code, out, err = tiny.command("launch/train.py", *parts, **tiny.quick())
@@ -40,7 +40,7 @@ def test_a_terminated_run_goes_on_bit_for_bit(dataset, tmp_path):
   assert code == 0, err
 
   ends = [checkpoint.load_params(tmp_path / name) for name in ("whole", "parts")]
-  assert ends[0][0] == ends[1][0] == 600
+  assert ends[0][0] == ends[1][0] == 120
   assert tiny.to_bits(ends[0][1]) == tiny.to_bits(ends[1][1])
   assert len(jax.tree.leaves(ends[0][1])) > 20
   rows = tiny.metrics(tmp_path / "whole")
