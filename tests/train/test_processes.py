@@ -50,7 +50,7 @@ def start_group(arguments, count=2, by="flags"):
 
 
 def test_groups_equal_one(dataset, tmp_path):
-  """Groups of 2 and 4, from the beginning and from the checkpoint of another number of processes."""
+  """Groups of 2 and 4, from the beginning and from a checkpoint of other numbers of them."""
   values = tiny.run_values("tokenizer", dataset, steps=4, evaluate_every=2, save_every=2)
 
   def run(name, mesh=(1, 1, 1), by=""):
