@@ -7,8 +7,8 @@ Variants (the part behind the colon):
   mt4        MetaWorld MT4 demonstrations
   published  size and optimiser of the paper (arXiv 2602.04215), in float32: about 5 M parameters
 
-On 400 demonstrations a task, mt4 takes 21 minutes on one CPU core, less on two, and predicts 0.61
-of the first and 0.63 of the last tokens of held-out chunks; it solves 88 of 100 goals
+On 400 demonstrations a task, mt4 takes 21 minutes on one CPU core, less on two, and predicts 0.62
+of the first and 0.61 of the last tokens of held-out chunks; it solves 87 of 100 goals
 (configs/quickstart.py).
 published has not been run to its end.
 

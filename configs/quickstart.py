@@ -3,7 +3,7 @@
   python launch/quickstart.py --config=configs/quickstart.py:mt4 --out=runs/quickstart
 
 Variants (the part behind the colon):
-  mt4       44 minutes on one core, less on two; solved 88 of 100 unseen goals with 8 tokens
+  mt4       44 minutes on one core, less on two; solved 87 of 100 unseen goals with 8 tokens
   mt4_long  more demonstrations, longer training; not run with this tokenizer's recipe
   mini      1 minute: a few episodes and steps, to see every stage run; learns nothing
 """
