@@ -11,7 +11,7 @@ import tiny
 PYTHON_FILES = sorted(
   path for folder in ("oat_jax", "launch", "configs") for path in (tiny.ROOT / folder).rglob("*.py")
 )
-MODELS = {"batch", "config", "nn", "tokenizers", "perception", "policies"}
+MODELS = {"batch", "config", "parameters", "nn", "tokenizers", "perception", "policies"}
 TRAIN = {f"train.{name}" for name in ("config", "optimizer", "state", "step", "models")}
 LOOP = {
   f"train.{name}"
@@ -37,8 +37,9 @@ MAY_IMPORT = {
   "": set(),  # oat_jax/__init__.py
   "batch": set(),
   "config": set(),
+  "parameters": set(),
   "nn": {"batch"},
-  "tokenizers": {"batch", "config", "nn", "data.normalization"},
+  "tokenizers": {"batch", "config", "parameters", "nn", "data.normalization"},
   "perception": {"batch", "config", "nn", "data.normalization"},
   "policies": MODELS | {"data.normalization"},
   "parallel": set(),
@@ -126,6 +127,7 @@ NOTHING_BUT = {
   "": set(),
   "batch": {"numpy"},
   "config": set(),
+  "parameters": {"ml_dtypes", "numpy", "safetensors"},
   "data.normalization": {"numpy"},
   "parallel": {"jax", "numpy"},
   "cost": {"jax", "numpy"},
