@@ -48,7 +48,6 @@ class Anytime:
       config_lib.at_least(tolerance, 0, "tolerance")
     self.policy, self._params, self._tolerance = policy, jax.device_put(params), tolerance
     self._key = jax.random.key(seed)
-    self._has_tokens = policy.prepare is not None
     self._ms: dict[tuple[int, str], dict[int, float]] = {}  # by batch size and stop
     self._compiled: set[tuple[int, str]] = set()
     self._calls = itertools.count()
@@ -126,7 +125,7 @@ class Anytime:
       {name: batch[name] for name in batch_lib.ACTING},
       self._key,
       np.uint32(next(self._calls) if call is None else call),
-      np.int32(budget) if self._has_tokens else None,
+      np.int32(budget),
       np.float32(self._tolerance) if stop else None,
     )
     program = len(batch["dataset"]), stop

@@ -113,9 +113,14 @@ def make(
         f"the statistics have shape {list(shape)}; {list(wanted)} (datasets, action dimensions) "
         "are needed"
       )
-  made = _total(module.make(frozen, spec, statistics))
   values = {"name": config["name"]} | dataclasses.asdict(frozen)
-  return _checked(made._replace(config=values, evaluate=_evaluate(made)))
+  return contract(module.make(frozen, spec, statistics)._replace(config=values))
+
+
+def contract(tokenizer: Tokenizer) -> Tokenizer:
+  """Returns the contract's tokenizer around the functions that one file gives; see `Tokenizer`."""
+  made = _total(tokenizer)
+  return _checked(made._replace(evaluate=_evaluate(made)))
 
 
 def freeze(config: Mapping[str, Any]) -> tuple[Any, Any]:

@@ -1,0 +1,329 @@
+"""From a run's working directory to an export directory: what launch/export.py calls."""
+
+from collections.abc import Mapping
+from importlib import metadata
+import json
+import os
+import pathlib
+import platform
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+import oat_jax
+from oat_jax import batch as batch_lib
+from oat_jax import config as config_lib
+from oat_jax import parameters
+from oat_jax.data import normalization
+from oat_jax.export import card
+from oat_jax.export import directory
+from oat_jax.export import functions as functions_lib
+from oat_jax.perception import observation
+from oat_jax.policies import anytime
+from oat_jax.policies import decoding
+from oat_jax.policies.policy import Policy
+from oat_jax.policies.policy import Sampling
+from oat_jax.train import checkpoint
+from oat_jax.train import config as train_config
+from oat_jax.train import inputs
+from oat_jax.train import models
+
+DTYPES = ("float32", "bfloat16")
+ROWS = 8  # of the self-test
+WINDOWS = 1024  # that rates and tolerances are measured on
+
+
+class Seen(NamedTuple):
+  """What the run's data say of a model, where they are there.
+
+  Attributes:
+    windows: a batch of held-out windows.
+    rate_A: the largest change of each action between two steps of a demonstration.
+    tolerances: {K: with which K tokens are spent on average}, of a policy that refines.
+  """
+
+  windows: Mapping[str, Any]
+  rate_A: np.ndarray
+  tolerances: dict[str, float]
+
+
+def export(
+  workdir: str | os.PathLike,
+  out: str | os.PathLike,
+  *,
+  step: int | str | None = None,
+  dtype: str = "float32",
+  temperature: float = 0.0,
+  top_k: int = 0,
+) -> directory.Spec:
+  """Writes the export directory of a run's tokenizer or policy; returns its spec.
+
+  What the run's held-out windows tell (the largest change from step to step, tolerances of early
+  ends, inputs of the self-test) is in it where the data still are at their path; else the self-test
+  has inputs drawn by the statistics, and there is neither rate nor tolerance.
+
+  Args:
+    workdir: of the run.
+    out: a new directory.
+    step: of the checkpoint; "best": that of `config.keep_best`; the newest if None.
+    dtype: how the network's parameters are stored.
+    temperature, top_k: how the policy's tokens are drawn.
+
+  Raises:
+    ValueError, FileNotFoundError: there is nothing to export, `out` holds something, or an argument
+      does not fit the model.
+  """
+  config_lib.choose(dtype, DTYPES, "dtype")
+  target = pathlib.Path(out).absolute()
+  if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+    raise ValueError(f"{target} exists and is no empty directory; name a new one")
+  trained = models.load(workdir, best(workdir) if step == "best" else _step(step))
+  sampling = Sampling(temperature, top_k)
+  decoding.check(sampling)
+  draws = isinstance(trained.model, Policy) and trained.tokenizer is not None
+  if sampling != Sampling() and not draws:
+    raise ValueError(f"{sampling} is given, but {workdir} holds no policy that draws tokens")
+  seen = look(trained, sampling)
+  params = jax.device_get(functions_lib.stored(trained.params, dtype))
+  print(f"lowering for {', '.join(functions_lib.PLATFORMS)}", flush=True)
+  built = functions_lib.build(trained.model, trained.tokenizer, params, sampling)
+  selftest = _selftest(trained, built, params, seen)
+  spec = _spec(trained, built, sampling, seen, dtype, workdir)
+  arrays = parameters.to_arrays(params)
+  serialised = {name: bytes(each.serialize()) for name, each in built.items()}
+  text = card.text(
+    spec, trained.config, _history(workdir, trained.step), sum(x.size for x in arrays.values())
+  )
+  directory.write(out, spec, arrays, serialised, parameters.to_arrays(selftest), text)
+  return directory.read(out).spec
+
+
+def best(workdir: str | os.PathLike) -> int:
+  """Returns the kept step whose held-out `config.keep_best` is least.
+
+  Raises:
+    ValueError: the run keeps no best step.
+  """
+  config = train_config.freeze(models.read_description(workdir)["config"])
+  if not config.keep_best:
+    raise ValueError(
+      f"--step=best: {workdir} has no best step, as config.keep_best is not set; name a step of "
+      f"{checkpoint.steps(workdir)}"
+    )
+  name, kept = f"validation/{config.keep_best}", checkpoint.steps(workdir)
+  rows = [row for row in _rows(workdir) if name in row and row["step"] in kept]
+  if not rows:
+    raise ValueError(f"{workdir}/metrics.jsonl has no '{name}' of a step that was kept: {kept}")
+  return min(rows, key=lambda row: row[name])["step"]
+
+
+def look(trained: models.Trained, sampling: Sampling) -> Seen | None:
+  """Returns what the run's data say; None, and says so, where they are not at their path."""
+  try:
+    split = inputs.load(trained.config.data, trained.config.kind == "policy")
+  except (OSError, ValueError, ImportError) as error:
+    print(f"note: without the run's data there is no rate and no tolerance ({error})", flush=True)
+    return None
+  train = inputs.evenly(split.train.without_images(), WINDOWS)
+  chunks = train(np.arange(len(train)))
+  both_BC = chunks["action_mask"][:, 1:] & chunks["action_mask"][:, :-1]
+  change_BCA = np.abs(np.diff(chunks["actions"], axis=1)) * both_BC[..., None]
+  held_out = inputs.evenly(split.validation, ROWS)
+  tolerances = {}
+  if isinstance(trained.model, Policy) and trained.model.refines:
+    tolerances = _tolerances(trained, sampling, inputs.evenly(split.validation, WINDOWS))
+  windows = held_out(np.resize(np.arange(len(held_out)), ROWS))
+  return Seen(windows, change_BCA.max((0, 1)), tolerances)
+
+
+def _tolerances(
+  trained: models.Trained, sampling: Sampling, windows: inputs.Subset
+) -> dict[str, float]:
+  policy: Any = trained.model
+  key, zero = jax.random.key(0), np.float32(0)
+  look = jax.jit(lambda params, batch: policy.act(params, batch, key, None, sampling, zero))
+  found = []
+  size = min(128, len(windows))
+  for first in range(0, len(windows), size):
+    ids_B = np.minimum(np.arange(first, first + size), len(windows) - 1)  # all of one shape
+    batch = windows(ids_B)
+    seen = {name: batch[name] for name in batch_lib.ACTING}
+    _, info = look(trained.params, seen)
+    found.append(np.asarray(info["refinement_BX"])[: len(windows) - first])
+  expected_WX = np.concatenate(found)
+  calibrate = lambda K: anytime.calibrate(expected_WX, policy.budgets, K)
+  return {str(K): calibrate(K) for K in policy.budgets[:-1]}
+
+
+def _step(step: int | str | None) -> int | None:
+  if step is None or isinstance(step, int):
+    return step
+  if not step.isdigit():
+    raise ValueError(f"--step={step}: expected a number, or best")
+  return int(step)
+
+
+def _selftest(
+  trained: models.Trained, built: Mapping[str, Any], params: Any, seen: Seen | None
+) -> dict[str, Any]:
+  """Returns inputs and outputs of every function, nested by its name."""
+  windows = _drawn(trained) if seen is None else seen.windows
+  call = {name: jax.jit(each.call) for name, each in built.items()}
+  policy = isinstance(trained.model, Policy)
+  inner = params.get("tokenizer") if policy else params
+  found: dict[str, Any] = {}
+  if trained.tokenizer is not None:
+    tokenizer, dataset_B = trained.tokenizer, windows["dataset"]
+    rng = np.random.default_rng(0)  # every sequence is a motion
+    tokens_BN = rng.integers(0, tokenizer.vocab_size, (ROWS, tokenizer.max_tokens), np.int32)
+    decode = lambda K: call["decode"](inner, tokens_BN, np.int32(K), dataset_B)
+    found["decode"] = {"tokens": tokens_BN, "dataset": dataset_B}
+    found["decode"]["actions"] = {str(K): decode(K) for K in _some(tokenizer.budgets)}
+    if "encode" in call:
+      chunk = windows["actions"], windows["action_mask"], dataset_B
+      found["encode"] = dict(zip(("actions", "mask", "dataset"), chunk))
+      found["encode"]["tokens"] = call["encode"](inner, *chunk)
+  if policy:
+    batch = {name: windows[name] for name in batch_lib.ACTING}
+    key = np.array([0, 1], np.uint32)
+    acted = {
+      str(K): call["act"](params, batch, key, np.int32(K)) for K in _some(trained.model.budgets)
+    }
+    found["act"] = {"batch": batch, "key": key, "actions": {K: x for K, (x, _) in acted.items()}}
+    if trained.tokenizer is not None:
+      found["act"]["tokens"] = {K: info["tokens_BN"] for K, (_, info) in acted.items()}
+  return jax.device_get(found)
+
+
+def _some(budgets: tuple[int, ...]) -> list[int]:
+  """Returns the shortest, a middle and the longest prefix."""
+  return sorted({budgets[0], budgets[len(budgets) // 2], budgets[-1]})
+
+
+def _drawn(trained: models.Trained) -> dict[str, Any]:
+  """Returns windows drawn by the statistics, where there are no data."""
+  batch = batch_lib.fake(trained.spec, ROWS)
+  known = _action_statistics(trained.params)
+  low_BA, high_BA = (np.asarray(known[end])[batch["dataset"]][:, None] for end in ("min", "max"))
+  batch["actions"] = (low_BA + (batch["actions"] + 1) / 2 * (high_BA - low_BA)).astype(np.float32)
+  return batch
+
+
+def _action_statistics(params: Mapping[str, Any]) -> Mapping[str, Any]:
+  """Returns the statistics (datasets, A) of the actions that a model carries."""
+  if "tokenizer" in params:
+    return params["tokenizer"]["statistics"]
+  return params.get("action_statistics", params["statistics"])
+
+
+def _spec(
+  trained: models.Trained,
+  built: Mapping[str, Any],
+  sampling: Sampling,
+  seen: Seen | None,
+  dtype: str,
+  workdir: str | os.PathLike,
+) -> directory.Spec:
+  spec, tokenizer, config = trained.spec, trained.tokenizer, trained.config
+  policy = config.kind == "policy"
+  known = _action_statistics(trained.params)
+  statistics = {
+    name: np.asarray(known[name]).tolist()
+    for name in normalization.Statistics._fields
+    if name in known
+  }
+  low_GA, high_GA = np.asarray(known["min"]), np.asarray(known["max"])
+  description = models.read_description(workdir)
+  inner = description["tokenizer"]
+  if not policy:
+    inner = {"model": description["config"]["model"], "spec": description["spec"]}
+  about = {
+    name: {"file": f"{name}.jax_exported"} | functions_lib.describe(each)
+    for name, each in built.items()
+  }
+  return directory.Spec(
+    kind=config.kind,
+    name=config.model["name"],
+    batch=spec,
+    dtype=dtype,
+    state=_features(config.data) if policy else (),
+    observation=_observation(trained) if policy else {},
+    actions={"low": low_GA.tolist(), "high": high_GA.tolist()},
+    limits={
+      "low": low_GA.min(0).tolist(),
+      "high": high_GA.max(0).tolist(),
+      "rate": None if seen is None else np.maximum(seen.rate_A, 1e-6).tolist(),
+    },
+    statistics={"actions": statistics},
+    tokens=None
+    if tokenizer is None
+    else {
+      "vocab_size": tokenizer.vocab_size,
+      "max_tokens": tokenizer.max_tokens,
+      "budgets": list(tokenizer.budgets),
+      "prefix_decodable": tokenizer.prefix_decodable,
+      "pad_id": tokenizer.pad_id,
+    },
+    sampling=sampling._asdict(),
+    tolerances={} if seen is None else seen.tolerances,
+    functions=about,
+    arrays={},
+    sha256={},
+    checkpoint={
+      "step": trained.step,
+      "digest": models.digest(trained),
+      "workdir": pathlib.Path(workdir).name,
+      "dataset_fingerprint": description["dataset_fingerprint"],
+    },
+    versions=versions(),
+    source={
+      "policy": description["config"]["model"] if policy else None,
+      "tokenizer": None if inner is None else {"model": inner["model"], "spec": inner["spec"]},
+    },
+  )
+
+
+def versions() -> dict[str, str]:
+  """Returns the versions that an export states."""
+  named = {name: metadata.version(name) for name in ("jax", "jaxlib", "flax", "numpy")}
+  return {"oat_jax": oat_jax.__version__, "python": platform.python_version()} | named
+
+
+def _features(data: train_config.Data) -> tuple[str, ...]:
+  """Returns what `state` is made of: features of the dataset, or dimensions of a known one."""
+  return data.states or (f"standard:{data.standard}",) if data.standard else data.state
+
+
+def _observation(trained: models.Trained) -> dict[str, Any]:
+  """Returns {name: {dtype, shape, range}} of what a policy observes."""
+  spec = trained.spec
+  like = batch_lib.shapes(spec, 1)["observation"]
+  ranges = {"task": [0, spec.num_tasks - 1]}
+  found = {}
+  for name, (shape, dtype) in like.items():
+    found[name] = {"dtype": str(dtype), "shape": ["B", *shape[1:]]}
+    if name in ranges or name.startswith("image_"):
+      found[name]["range"] = ranges.get(name, [0, 255])
+  if spec.language_dim:
+    names = [
+      name for name, _ in parameters.flat(trained.params) if name.endswith(observation.LANGUAGE)
+    ]
+    found["language"]["of_tasks"] = names[0]
+  return found
+
+
+def _history(workdir: str | os.PathLike, step: int) -> dict[str, float]:
+  """Returns {name: held-out value} as it was last measured up to a step."""
+  held_out = [
+    row for row in _rows(workdir) if row["step"] <= step and any("validation/" in k for k in row)
+  ]
+  last = held_out[-1] if held_out else {}
+  return {k.removeprefix("validation/"): v for k, v in last.items() if k.startswith("validation/")}
+
+
+def _rows(workdir: str | os.PathLike) -> list[dict[str, Any]]:
+  path = pathlib.Path(workdir) / "metrics.jsonl"
+  if not path.exists():
+    return []
+  return [json.loads(line) for line in path.read_text().splitlines()]

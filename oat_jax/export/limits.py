@@ -1,0 +1,77 @@
+"""What a robot is ever told: actions inside a range, changing by no more than a rate from step to step.
+
+Plain numpy, so that clients on robots can use it as well as servers.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Limits(NamedTuple):
+  """Of one action, in the dataset's units; see `make`."""
+
+  low_A: np.ndarray
+  high_A: np.ndarray
+  rate_A: np.ndarray  # +inf where changes are not limited
+
+
+def make(low: Any, high: Any, rate: Any = None) -> Limits:
+  """Returns checked limits from lists of numbers, as `spec.json` holds them.
+
+  Args:
+    low, high: (A,), of each dimension.
+    rate: (A,), the largest change between two control steps; None where changes are not limited.
+
+  Raises:
+    ValueError: they are of different lengths, not finite, a range is empty or a rate not positive.
+  """
+  low_A, high_A = np.asarray(low, np.float32), np.asarray(high, np.float32)
+  rate_A = (
+    np.full(low_A.shape, np.inf, np.float32) if rate is None else np.asarray(rate, np.float32)
+  )
+  if low_A.ndim != 1 or not low_A.shape == high_A.shape == rate_A.shape:
+    raise ValueError(
+      f"limits have {low_A.shape} lows, {high_A.shape} highs and {rate_A.shape} rates; one of each "
+      "is needed for every action dimension"
+    )
+  wrong = ~(np.isfinite(low_A) & np.isfinite(high_A) & (low_A <= high_A) & (rate_A > 0))
+  if wrong.any():
+    i = int(np.flatnonzero(wrong)[0])
+    raise ValueError(
+      f"limits of dimension {i} are [{low_A[i]}, {high_A[i]}] at rate {rate_A[i]}; a finite range "
+      "that is not empty and a positive rate are needed"
+    )
+  return Limits(low_A, high_A, rate_A)
+
+
+def of_spec(content: Mapping[str, Any]) -> Limits:
+  """Returns the limits of `Spec.limits`."""
+  return make(content["low"], content["high"], content.get("rate"))
+
+
+def apply(limits: Limits, actions_XCA: np.ndarray, last_XA: np.ndarray | None = None) -> np.ndarray:
+  """Returns the actions nearest to these, step by step, that the limits allow.
+
+  Args:
+    actions_XCA: chunks, with any leading axes X.
+    last_XA: the actions that were executed before them, from which the first step's change counts;
+      None where there were none.
+
+  Raises:
+    ValueError: an action is NaN or infinite; nothing of such a chunk should be executed.
+  """
+  actions_XCA = np.asarray(actions_XCA, np.float32)
+  if not np.isfinite(actions_XCA).all():
+    first = np.argwhere(~np.isfinite(actions_XCA))[0].tolist()
+    raise ValueError(f"actions hold NaN or infinity at index {first}: nothing of them is executed")
+  allowed_XCA = np.clip(actions_XCA, limits.low_A, limits.high_A)
+  if not np.isfinite(limits.rate_A).any():
+    return allowed_XCA
+  for i in range(allowed_XCA.shape[-2]):
+    if last_XA is not None:
+      step_XA = np.clip(allowed_XCA[..., i, :] - last_XA, -limits.rate_A, limits.rate_A)
+      allowed_XCA[..., i, :] = np.clip(last_XA + step_XA, limits.low_A, limits.high_A)
+    last_XA = allowed_XCA[..., i, :]
+  return allowed_XCA
