@@ -181,7 +181,7 @@ def _read_file(path: pathlib.Path, name: str, spec: Spec) -> bytes:
   found = parameters.sha256(data)
   if found != spec.sha256[name]:
     raise ValueError(
-      f"{path / name} is not the file that spec.json describes: it is cut short, changed or another "
-      f"export's ({len(data)} bytes of sha256 {found}; expected {spec.sha256[name]})"
+      f"{path / name} is not the file that spec.json describes: it is cut short, changed or "
+      f"another export's ({len(data)} bytes of sha256 {found}; expected {spec.sha256[name]})"
     )
   return data

@@ -1,17 +1,14 @@
 """From a run's working directory to an export directory: what launch/export.py calls."""
 
 from collections.abc import Mapping
-from importlib import metadata
 import json
 import os
 import pathlib
-import platform
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-import oat_jax
 from oat_jax import batch as batch_lib
 from oat_jax import config as config_lib
 from oat_jax import parameters
@@ -19,6 +16,7 @@ from oat_jax.data import normalization
 from oat_jax.export import card
 from oat_jax.export import directory
 from oat_jax.export import functions as functions_lib
+from oat_jax.export import versions
 from oat_jax.perception import observation
 from oat_jax.policies import anytime
 from oat_jax.policies import decoding
@@ -276,18 +274,12 @@ def _spec(
       "workdir": pathlib.Path(workdir).name,
       "dataset_fingerprint": description["dataset_fingerprint"],
     },
-    versions=versions(),
+    versions=versions.of("jax", "jaxlib", "flax", "numpy"),
     source={
       "policy": description["config"]["model"] if policy else None,
       "tokenizer": None if inner is None else {"model": inner["model"], "spec": inner["spec"]},
     },
   )
-
-
-def versions() -> dict[str, str]:
-  """Returns the versions that an export states."""
-  named = {name: metadata.version(name) for name in ("jax", "jaxlib", "flax", "numpy")}
-  return {"oat_jax": oat_jax.__version__, "python": platform.python_version()} | named
 
 
 def _features(data: train_config.Data) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""What a robot is ever told: actions inside a range, changing by no more than a rate from step to step.
+"""What a robot is ever told: actions inside a range, which change by no more than a rate a step.
 
 Plain numpy, so that clients on robots can use it as well as servers.
 """

@@ -214,7 +214,7 @@ class ExportedPolicy(Exported):
       known = self.spec.tolerances
       if str(mean_tokens) not in known:
         raise ValueError(
-          f"mean_tokens is {mean_tokens}; this export knows tolerances for {sorted(known) or 'none'}"
+          f"mean_tokens is {mean_tokens}; the export knows tolerances for {sorted(known) or 'none'}"
         )
       tolerance = known[str(mean_tokens)]
     if tolerance not in self._acting:

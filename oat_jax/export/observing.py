@@ -46,8 +46,8 @@ def batch(observation: Mapping[str, Any], spec: batch_lib.BatchSpec) -> tuple[di
     extra = value.ndim - len(shape)
     if extra != rank - 1 or value.shape[extra:] != shape:
       raise ValueError(
-        f"'{name}' has shape {list(value.shape)}; expected {list(shape)} behind the {rank - 1} axes "
-        "of batch and time that 'state' has"
+        f"'{name}' has shape {list(value.shape)}; expected {list(shape)} behind the {rank - 1} "
+        "axes of batch and time that 'state' has"
       )
     found[name] = value.reshape(*(1,) * (2 - extra), *value.shape)
     lengths[name] = found[name].shape[:2]
