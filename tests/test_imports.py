@@ -11,7 +11,7 @@ import tiny
 PYTHON_FILES = sorted(
   path for folder in ("oat_jax", "launch", "configs") for path in (tiny.ROOT / folder).rglob("*.py")
 )
-MODELS = {"batch", "config", "parameters", "nn", "tokenizers", "perception", "policies"}
+MODELS = {"batch", "config", "files", "parameters", "nn", "tokenizers", "perception", "policies"}
 TRAIN = {f"train.{name}" for name in ("config", "optimizer", "state", "step", "models")}
 LOOP = {
   f"train.{name}"
@@ -38,8 +38,9 @@ MAY_IMPORT = {
   "batch": set(),
   "config": set(),
   "parameters": set(),
+  "files": set(),
   "nn": {"batch"},
-  "tokenizers": {"batch", "config", "parameters", "nn", "data.normalization"},
+  "tokenizers": {"batch", "config", "files", "parameters", "nn", "data.normalization"},
   "perception": {"batch", "config", "nn", "data.normalization"},
   "policies": MODELS | {"data.normalization"},
   "parallel": set(),
@@ -71,6 +72,22 @@ MAY_IMPORT = {
   | TRAIN
   | LOOP
   | {"parallel", "data", "data.normalization", "envs", "evaluate", "bench.clock", ""},
+  # Who receives an export needs these only, and neither flax nor what trained it.
+  "export.directory": {"batch", "files", "parameters"},
+  "export.limits": set(),
+  "export.loader": {
+    *("batch", "parameters", "policies", "tokenizers"),
+    *("export.directory", "export.limits", "export.observing"),
+  },
+  "export.numpy_decode": set(),
+  "export.observing": {"batch"},
+  "export.versions": {""},
+  # Who writes it: exporter, functions, source, card, to_numpy.
+  "export": MODELS
+  | TRAIN
+  | LOOP
+  | {"data.normalization"}
+  | {f"export.{name}" for name in ("directory", "loader", "numpy_decode", "versions")},
   "bench.clock": set(),
   "bench.peer_torch": set(),  # runs in another interpreter
   "bench": MODELS
@@ -95,6 +112,7 @@ ONLY_IN = {
     "train",
     "scaling",
     "study",
+    "export",
     "bench",
   },  # fmt: skip
   "tensorboardX": {"train.metrics"},
@@ -132,6 +150,11 @@ NOTHING_BUT = {
   "parallel": {"jax", "numpy"},
   "cost": {"jax", "numpy"},
   "evaluate": {"imageio_ffmpeg", "numpy", "scipy", "tqdm"},
+  "export.directory": {"numpy"},
+  "export.limits": {"numpy"},
+  "export.loader": {"jax", "numpy"},
+  "export.numpy_decode": {"numpy"},
+  "export.observing": {"numpy"},
   "bench.peer_torch": {"torch", "oat"},
 }
 
@@ -228,6 +251,10 @@ def test_every_import_goes_the_way_of_the_rooms():
     ("data.normalization", "from . import rlds"),
     ("config", "import ml_collections"),
     ("batch", "from . import config"),
+    ("export.loader", "from oat_jax.export import functions"),
+    ("export.loader", "from oat_jax.train import models"),
+    ("export.directory", "import jax"),
+    ("export.numpy_decode", "from oat_jax import batch"),
     ("attic.model", ""),
     ("nn.transformer", "from oat_jax.attic import model"),
   ],

@@ -10,13 +10,12 @@ import dataclasses
 import json
 import os
 import pathlib
-import shutil
 from typing import Any
-import uuid
 
 import jax
 import numpy as np
 
+from oat_jax import files
 from oat_jax import parameters
 from oat_jax.batch import BatchSpec
 from oat_jax.tokenizers import tokenizer as tokenizer_lib
@@ -38,9 +37,6 @@ def save(path: str | os.PathLike, tokenizer: Tokenizer, params: Params) -> None:
     ValueError: `path` holds something, or the parameters are another tokenizer's, not finite, or
       nothing that can be saved.
   """
-  path = pathlib.Path(path).absolute()
-  if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-    raise ValueError(f"{path} exists and is no empty directory; save a tokenizer to a new one")
   arrays = parameters.to_arrays(jax.device_get(params))
   _make(tokenizer.config, tokenizer.spec, arrays)
   data = parameters.to_bytes(arrays)
@@ -53,15 +49,9 @@ def save(path: str | os.PathLike, tokenizer: Tokenizer, params: Params) -> None:
     "arrays": parameters.described(arrays.items()),
     "sha256": parameters.sha256(data),
   }
-  partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-  partial.mkdir(parents=True)
-  try:
+  with files.new_directory(path) as partial:
     (partial / "params.safetensors").write_bytes(data)
     (partial / "spec.json").write_text(json.dumps(content, indent=2) + "\n")
-    partial.replace(path)
-  except BaseException:
-    shutil.rmtree(partial, ignore_errors=True)
-    raise
 
 
 def load(path: str | os.PathLike) -> tuple[Tokenizer, Params]:
