@@ -1,7 +1,6 @@
 """From a run's working directory to an export directory: what launch/export.py calls."""
 
 from collections.abc import Mapping
-import json
 import os
 import pathlib
 from typing import Any, NamedTuple
@@ -16,13 +15,13 @@ from oat_jax.data import normalization
 from oat_jax.export import card
 from oat_jax.export import directory
 from oat_jax.export import functions as functions_lib
+from oat_jax.export import steps
 from oat_jax.export import versions
 from oat_jax.perception import observation
 from oat_jax.policies import anytime
 from oat_jax.policies import decoding
 from oat_jax.policies.policy import Policy
 from oat_jax.policies.policy import Sampling
-from oat_jax.train import checkpoint
 from oat_jax.train import config as train_config
 from oat_jax.train import inputs
 from oat_jax.train import models
@@ -76,7 +75,7 @@ def export(
   target = pathlib.Path(out).absolute()
   if target.exists() and not (target.is_dir() and not any(target.iterdir())):
     raise ValueError(f"{target} exists and is no empty directory; name a new one")
-  trained = models.load(workdir, best(workdir) if step == "best" else _step(step))
+  trained = models.load(workdir, steps.chosen(workdir, step))
   sampling = Sampling(temperature, top_k)
   decoding.check(sampling)
   draws = isinstance(trained.model, Policy) and trained.tokenizer is not None
@@ -90,30 +89,10 @@ def export(
   spec = _spec(trained, built, sampling, seen, dtype, workdir)
   arrays = parameters.to_arrays(params)
   serialised = {name: bytes(each.serialize()) for name, each in built.items()}
-  text = card.text(
-    spec, trained.config, _history(workdir, trained.step), sum(x.size for x in arrays.values())
-  )
+  size = sum(x.size for x in arrays.values())
+  text = card.text(spec, trained.config, steps.held_out(workdir, trained.step), size)
   directory.write(out, spec, arrays, serialised, parameters.to_arrays(selftest), text)
   return directory.read(out).spec
-
-
-def best(workdir: str | os.PathLike) -> int:
-  """Returns the kept step whose held-out `config.keep_best` is least.
-
-  Raises:
-    ValueError: the run keeps no best step.
-  """
-  config = train_config.freeze(models.read_description(workdir)["config"])
-  if not config.keep_best:
-    raise ValueError(
-      f"--step=best: {workdir} has no best step, as config.keep_best is not set; name a step of "
-      f"{checkpoint.steps(workdir)}"
-    )
-  name, kept = f"validation/{config.keep_best}", checkpoint.steps(workdir)
-  rows = [row for row in _rows(workdir) if name in row and row["step"] in kept]
-  if not rows:
-    raise ValueError(f"{workdir}/metrics.jsonl has no '{name}' of a step that was kept: {kept}")
-  return min(rows, key=lambda row: row[name])["step"]
 
 
 def look(trained: models.Trained, sampling: Sampling) -> Seen | None:
@@ -154,14 +133,6 @@ def _tolerances(
   return {str(K): calibrate(K) for K in policy.budgets[:-1]}
 
 
-def _step(step: int | str | None) -> int | None:
-  if step is None or isinstance(step, int):
-    return step
-  if not step.isdigit():
-    raise ValueError(f"--step={step}: expected a number, or best")
-  return int(step)
-
-
 def _selftest(
   trained: models.Trained, built: Mapping[str, Any], params: Any, seen: Seen | None
 ) -> dict[str, Any]:
@@ -180,7 +151,7 @@ def _selftest(
     found["decode"]["actions"] = {str(K): decode(K) for K in _some(tokenizer.budgets)}
     if "encode" in call:
       chunk = windows["actions"], windows["action_mask"], dataset_B
-      found["encode"] = dict(zip(("actions", "mask", "dataset"), chunk))
+      found["encode"] = {"actions": chunk[0], "mask": chunk[1], "dataset": chunk[2]}
       found["encode"]["tokens"] = call["encode"](inner, *chunk)
   if policy:
     batch = {name: windows[name] for name in batch_lib.ACTING}
@@ -303,19 +274,3 @@ def _observation(trained: models.Trained) -> dict[str, Any]:
     ]
     found["language"]["of_tasks"] = names[0]
   return found
-
-
-def _history(workdir: str | os.PathLike, step: int) -> dict[str, float]:
-  """Returns {name: held-out value} as it was last measured up to a step."""
-  held_out = [
-    row for row in _rows(workdir) if row["step"] <= step and any("validation/" in k for k in row)
-  ]
-  last = held_out[-1] if held_out else {}
-  return {k.removeprefix("validation/"): v for k, v in last.items() if k.startswith("validation/")}
-
-
-def _rows(workdir: str | os.PathLike) -> list[dict[str, Any]]:
-  path = pathlib.Path(workdir) / "metrics.jsonl"
-  if not path.exists():
-    return []
-  return [json.loads(line) for line in path.read_text().splitlines()]

@@ -271,15 +271,16 @@ def load(path: str | os.PathLike) -> Exported:
 def _rebuild(content: directory.Content, platform: str, why: str) -> dict[str, Any]:
   try:
     source = importlib.import_module("oat_jax.export.source")
+    functions = source.functions(content.spec, content.params, (platform,))
   except ImportError as error:
-    versions = content.spec.versions
+    wrote = content.spec.versions.get("jax")
     raise ImportError(
-      f"{content.path} was exported with jax {versions.get('jax')}; jax {jax.__version__} does not "
-      f"take its functions ({why}), and they cannot be built anew here ({error}): install "
-      f"'oat-jax[train]', or jax=={versions.get('jax')}"
+      f"{content.path} was exported with jax {wrote}; jax {jax.__version__} does not take its "
+      f"functions ({why}), and they cannot be built anew here ({error}): install 'oat-jax[train]', "
+      f"or jax=={wrote}"
     ) from error
   print(f"{content.path}: functions are built anew from the parameters ({why})", file=sys.stderr)
-  return source.functions(content.spec, content.params, (platform,))
+  return functions
 
 
 def _tokenizer(spec: directory.Spec, functions: Mapping[str, Any]) -> Tokenizer:

@@ -18,6 +18,7 @@ import numpy as np
 from oat_jax import files
 from oat_jax import tokenizers
 from oat_jax.export import numpy_decode
+from oat_jax.export import steps
 from oat_jax.export import versions
 from oat_jax.tokenizers.tokenizer import Tokenizer
 from oat_jax.train import models
@@ -26,7 +27,9 @@ FORMAT_VERSION = 1
 ROWS = 8  # of the self-test
 
 
-def export(workdir: str | os.PathLike, out: str | os.PathLike, step: int | None = None) -> None:
+def export(
+  workdir: str | os.PathLike, out: str | os.PathLike, step: int | str | None = None
+) -> None:
   """Writes a new directory with the decoder of a run's tokenizer, or of a policy's.
 
   It holds decode.py, program.json, arrays.npz, spec.json and selftest.npz.
@@ -34,7 +37,7 @@ def export(workdir: str | os.PathLike, out: str | os.PathLike, step: int | None 
   Raises:
     ValueError, FileNotFoundError: there is no tokenizer, or `out` holds something.
   """
-  trained = models.load(workdir, step)
+  trained = models.load(workdir, steps.chosen(workdir, step))
   if trained.tokenizer is None:
     raise ValueError(f"{workdir} holds a policy without tokens; there is nothing to decode")
   params = trained.params if trained.config.kind == "tokenizer" else trained.params["tokenizer"]
@@ -71,7 +74,7 @@ def export(workdir: str | os.PathLike, out: str | os.PathLike, step: int | None 
 
 def _npz(arrays: Mapping[str, np.ndarray]) -> bytes:
   buffer = io.BytesIO()
-  np.savez(buffer, **dict(arrays))
+  np.savez(buffer, **dict(arrays))  # pyright: ignore[reportArgumentType]
   return buffer.getvalue()
 
 

@@ -74,7 +74,7 @@ def make(config: Config, spec: BatchSpec, statistics: tokenizer_lib.Statistics |
     x_BCA = jnp.where(action_mask_BC[..., None], actions_BCA, _rows(known["mean"], dataset_B))
     x_BCA = tokenizer_lib.normalize(known, x_BCA, dataset_B)
     edges_BAX = _rows(table(params, "edges", V - 1), dataset_B)[:, 0]
-    edges_BAX = jnp.broadcast_to(edges_BAX, (len(x_BCA), *edges_BAX.shape[1:]))
+    edges_BAX = jnp.broadcast_to(edges_BAX, (x_BCA.shape[0], *edges_BAX.shape[1:]))
     find = jax.vmap(lambda edges_X, x_C: jnp.searchsorted(edges_X, x_C, side="right"), (0, 1), 1)
     return jax.vmap(find)(edges_BAX, x_BCA).reshape(-1, C * A)
 

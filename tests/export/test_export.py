@@ -13,11 +13,12 @@ import pytest
 import safetensors.numpy
 import tiny
 
-import oat_jax.export
 from oat_jax import batch as batch_lib
+import oat_jax.export
 from oat_jax.export import directory
 from oat_jax.export import exporter
 from oat_jax.export import loader
+from oat_jax.export import steps
 from oat_jax.policies import anytime
 from oat_jax.policies import policy as policy_lib
 from oat_jax.train import loop
@@ -162,7 +163,7 @@ def test_the_self_test_passes_bit_for_bit_and_finds_other_parameters(export, cop
 def test_the_best_step_is_exported(policy_workdir, tmp_path):
   rows = {row["step"]: row for row in tiny.metrics(policy_workdir) if "validation/mse_8" not in row}
   kept = {step: row["validation/chunk_mse_8"] for step, row in rows.items() if len(row) > 5}
-  assert exporter.best(policy_workdir) == min(kept, key=kept.get) and set(kept) == {1, 2}
+  assert steps.best(policy_workdir) == min(kept, key=kept.get) and set(kept) == {1, 2}
 
 
 def test_no_best_step_is_an_error(tokenizer_workdir, tmp_path):
@@ -269,7 +270,10 @@ def test_any_layout_of_an_observation_will_do(loaded):
   last = {"state": seen["state"][-1], "task": 1}
   masked = seen | {"state": seen["state"][[1, 1]], "observation_mask": np.array([False, True])}
   np.testing.assert_array_equal(loaded.act(last, seed=0)[0], loaded.act(masked, seed=0)[0])
-  assert not np.array_equal(loaded.act(last, seed=0)[0], chunk_CA)
+  both, one = (
+    [loaded.act(each, seed=s)[1]["tokens_BN"].tolist() for s in range(20)] for each in (seen, last)
+  )
+  assert both != one  # the moment before counts where it is given
 
 
 def test_the_limits_of_the_spec_hold(copy, loaded):
@@ -310,7 +314,7 @@ def test_a_file_of_another_export_is_an_error(copy, tokenizer_workdir, tmp_path)
 @pytest.mark.parametrize("version", [0, 2, "new"])
 def test_an_export_of_another_version_says_what_to_do(version, copy):
   change(copy, format_version=version)
-  with pytest.raises(ValueError, match=f"has format version {version}; .* reads version 1: .* again"):
+  with pytest.raises(ValueError, match=f"has format version {version}; .* reads version 1: "):
     loader.load(copy)
 
 
@@ -375,7 +379,7 @@ print(json.dumps([chunk_CA.tolist(), tokens_BN.tolist(), loaded]))
   wanted_CA, _ = loaded.act(seen, num_tokens=4, seed=1)
   np.testing.assert_array_equal(np.float32(chunk_CA), wanted_CA)
   np.testing.assert_array_equal(tokens_BN, loaded.encode(wanted_CA[None]))
-  assert not set(names) & {*WITHOUT_TRAINING, "scipy", "matplotlib", "cv2", "tokenizers"}
+  assert not set(names) & {*WITHOUT_TRAINING, "matplotlib", "cv2", "tokenizers", "tqdm"}
 
 
 def test_without_these_packages_foreign_functions_say_what_to_install(copy):
