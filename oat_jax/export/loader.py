@@ -151,9 +151,8 @@ class ExportedPolicy(Exported):
   def __init__(self, content: directory.Content, functions: Mapping[str, Any], rebuilt: str):
     super().__init__(content, functions, rebuilt)
     self.limits = limits_lib.of_spec(self.spec.limits)
-    self._policy = _policy(self.spec, functions)
     self._language_GE = self._task_language(content.params)
-    self._acting: dict[float | None, anytime.Anytime] = {}
+    self._acting = anytime.Anytime(_policy(self.spec, functions), self._params)
 
   def act(
     self,
@@ -182,16 +181,9 @@ class ExportedPolicy(Exported):
     Raises:
       ValueError: what is observed does not fit, or an argument is out of its range.
     """
-    if seed is not None and not 0 <= seed < 2**32:
-      raise ValueError(f"seed is {seed}; it must be in 0..{2**32 - 1}")
-    batch, batched = self._batch(observation)
-    act = self._at(mean_tokens).act
-    actions_BCA, info = act(
-      batch,
-      num_tokens=num_tokens,
-      deadline_ms=deadline_ms,
-      stop="" if mean_tokens is None else "refinement",
-      call=seed,
+    batch, batched = self.batch(observation)
+    actions_BCA, info = self.act_on(
+      batch, num_tokens=num_tokens, deadline_ms=deadline_ms, mean_tokens=mean_tokens, seed=seed
     )
     actions_BCA = limits_lib.apply(self.limits, actions_BCA, last_action)
     if batched:
@@ -199,27 +191,44 @@ class ExportedPolicy(Exported):
     first = {name: x[0] if isinstance(x, np.ndarray) else x for name, x in info.items()}
     return actions_BCA[0], first
 
+  def act_on(
+    self,
+    batch: Mapping[str, Any],
+    *,
+    num_tokens: int | None = None,
+    deadline_ms: float | None = None,
+    mean_tokens: int | None = None,
+    seed: int | None = None,
+  ) -> tuple[np.ndarray, dict[str, Any]]:
+    """As `act`, from a batch to chunks (B, C, A) that the limits have not been applied to."""
+    if seed is not None and not 0 <= seed < 2**32:
+      raise ValueError(f"seed is {seed}; it must be in 0..{2**32 - 1}")
+    return self._acting.act(
+      batch, num_tokens=num_tokens, deadline_ms=deadline_ms, call=seed, **self._stop(mean_tokens)
+    )
+
   def measure(
     self, batch_size: int = 1, mean_tokens: int | None = None, repeats: int = 50
   ) -> dict[int, float]:
     """Compiles, and returns {K: milliseconds}, which deadlines go by; see `Anytime.measure`."""
     row = lambda x: np.resize(x, (batch_size, *x.shape[1:]))
     batch = jax.tree.map(row, self._selftest["act"]["batch"])
-    stop = "" if mean_tokens is None else "refinement"
-    return self._at(mean_tokens).measure(batch, stop, repeats)
+    return self._acting.measure(batch, repeats=repeats, **self._stop(mean_tokens))
 
-  def _at(self, mean_tokens: int | None) -> anytime.Anytime:
-    tolerance = None
-    if mean_tokens is not None:
-      known = self.spec.tolerances
-      if str(mean_tokens) not in known:
-        raise ValueError(
-          f"mean_tokens is {mean_tokens}; the export knows tolerances for {sorted(known) or 'none'}"
-        )
-      tolerance = known[str(mean_tokens)]
-    if tolerance not in self._acting:
-      self._acting[tolerance] = anytime.Anytime(self._policy, self._params, tolerance=tolerance)
-    return self._acting[tolerance]
+  def check_mean_tokens(self, mean_tokens: int | None) -> None:
+    """Raises ValueError unless the export knows how so many tokens are spent on average."""
+    known = self.spec.tolerances
+    if mean_tokens is not None and str(mean_tokens) not in known:
+      raise ValueError(
+        f"mean_tokens is {mean_tokens}; the export knows tolerances for {sorted(known) or 'none'}"
+      )
+
+  def _stop(self, mean_tokens: int | None) -> dict[str, Any]:
+    """Returns the settings of `Anytime` that spend so many tokens on average."""
+    self.check_mean_tokens(mean_tokens)
+    if mean_tokens is None:
+      return {}
+    return {"stop": "refinement", "tolerance": self.spec.tolerances[str(mean_tokens)]}
 
   def _task_language(self, params: Mapping[str, Any]) -> np.ndarray | None:
     """Returns the embeddings (tasks, E) of the instructions that tasks have of their own."""
@@ -230,7 +239,8 @@ class ExportedPolicy(Exported):
       at = at[part]
     return np.asarray(at, np.float32)
 
-  def _batch(self, observation: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+  def batch(self, observation: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+    """Returns (what the policy acts on, whether it had a batch axis); see `observing.batch`."""
     batch, batched = observing.batch(observation, self.spec.batch)
     seen = batch["observation"]
     if self._language_GE is not None and "language" not in seen:

@@ -58,7 +58,13 @@ class Anytime:
 
     self._act = jax.jit(act)
 
-  def measure(self, batch: batch_lib.Batch, stop: str = "", repeats: int = 50) -> dict[int, float]:
+  def measure(
+    self,
+    batch: batch_lib.Batch,
+    stop: str = "",
+    repeats: int = 50,
+    tolerance: float | None = None,
+  ) -> dict[int, float]:
     """Returns, and keeps for deadlines, the milliseconds of prefix lengths at this batch size.
 
     The 95th percentile of the wall time from a batch on the host to a chunk on the host, warm; the
@@ -72,7 +78,7 @@ class Anytime:
     times: dict[int, list[float]] = {budgets[x]: [] for x in chosen}
     for turn in range(repeats + 3):
       for K in times:
-        _, info = self.act(batch, num_tokens=K, stop=stop, call=0)
+        _, info = self.act(batch, num_tokens=K, stop=stop, tolerance=tolerance, call=0)
         if turn >= 3:  # the first ones warm the caches
           times[K].append(info["ms"])
     found = {K: float(np.percentile(ms, 95)) for K, ms in times.items()}
@@ -86,6 +92,7 @@ class Anytime:
     num_tokens: int | None = None,
     deadline_ms: float | None = None,
     stop: str = "",
+    tolerance: float | None = None,
     call: int | None = None,
   ) -> tuple[np.ndarray, dict[str, Any]]:
     """Returns chunks (B, C, A) in the dataset's units, and info; waits for them.
@@ -97,6 +104,7 @@ class Anytime:
         Measures first, where that was not done for this batch size and `stop`. Where not even the
         shortest prefix fits, that is taken.
       stop: "" or "refinement": each row ends where the tokens behind it are not expected to matter.
+      tolerance: of the stop; that of this object if None.
       call: another number draws other tokens, or other noise; counted from 0 by itself if None.
 
     Returns:
@@ -109,14 +117,17 @@ class Anytime:
     """
     batch_lib.check(batch, self.policy.spec, batch_lib.ACTING)
     config_lib.choose(stop, ("", "refinement"), "stop")
-    if stop and self._tolerance is None:
+    tolerance = self._tolerance if tolerance is None else tolerance
+    if stop and tolerance is None:
       raise ValueError("stop is 'refinement', but no tolerance was given; see anytime.calibrate")
     budget = self.policy.max_tokens if num_tokens is None else num_tokens
     tokenizer_lib.check_num_tokens(budget, self.policy.max_tokens)
     met = True
     if deadline_ms is not None:
       config_lib.above(deadline_ms, 0, "deadline_ms")
-      measured = self._ms.get((len(batch["dataset"]), stop)) or self.measure(batch, stop)
+      measured = self._ms.get((len(batch["dataset"]), stop)) or self.measure(
+        batch, stop, tolerance=tolerance
+      )
       fitting = [K for K, ms in measured.items() if ms <= deadline_ms and K <= budget]
       met = bool(fitting)
       budget = max(fitting, default=self.policy.budgets[0])  # every policy's first budget is 1
@@ -126,7 +137,7 @@ class Anytime:
       self._key,
       np.uint32(next(self._calls) if call is None else call),
       np.int32(budget),
-      np.float32(self._tolerance) if stop else None,
+      np.float32(tolerance) if stop else None,
     )
     program = len(batch["dataset"]), stop
     if program not in self._compiled:

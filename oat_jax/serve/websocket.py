@@ -1,0 +1,189 @@
+"""openpi's websocket protocol, so that the package openpi-client drives a policy unchanged.
+
+On connecting the server sends one message, the metadata. Then each request, a map of what is
+observed, is answered by {"actions": float32 (C, A), "server_timing": {...}, ...}. An error is a
+text message, behind which the server closes with code 1011. GET /healthz answers 200, /metrics
+what Prometheus reads. Messages are those of `wire`.
+"""
+
+import asyncio
+import hmac
+import http
+import logging
+from typing import Any, NamedTuple
+
+from websockets import exceptions
+from websockets.asyncio import server as ws
+
+from oat_jax.serve import batcher
+from oat_jax.serve import service as service_lib
+from oat_jax.serve import wire
+
+
+class Limits(NamedTuple):
+  """What clients may ask of a server.
+
+  Attributes:
+    message_bytes: of a request.
+    clients: connections at a time.
+    request_s: until a request is answered.
+    idle_s: between two requests of a client; also until the first.
+  """
+
+  message_bytes: int = 32 * 1024 * 1024
+  clients: int = 256
+  request_s: float = 30.0
+  idle_s: float = 600.0
+
+
+class Server:
+  """The websocket's side of a `Service`; runs inside an event loop."""
+
+  def __init__(
+    self,
+    service: service_lib.Service,
+    *,
+    token: str = "",
+    limits: Limits = Limits(),
+    debug: bool = False,
+  ):
+    """With a `token` clients must send `Authorization: Api-Key TOKEN`; "" asks for none."""
+    self._service, self._token, self._limits, self._debug = service, token, limits, debug
+    self._metadata = wire.pack(service.metadata())
+    self._answering = 0
+    self._stopping = asyncio.Event()
+    self._server: ws.Server | None = None
+
+  async def start(self, host: str, port: int) -> int:
+    """Listens; returns the port, which is chosen where `port` is 0."""
+    self._server = await ws.serve(
+      self._converse,
+      host,
+      port,
+      process_request=self._greet,
+      compression=None,
+      max_size=self._limits.message_bytes,
+      max_queue=2,
+      open_timeout=10,
+      ping_interval=20,
+      ping_timeout=20,
+      close_timeout=5,
+      logger=_quiet(),
+    )
+    return next(iter(self._server.sockets)).getsockname()[1]
+
+  async def stop(self, seconds: float = 10.0) -> None:
+    """Takes no more requests, answers those that are there, and says goodbye to all clients."""
+    assert self._server is not None
+    self._stopping.set()
+    for _ in range(int(seconds / 0.02)):
+      if not self._answering:
+        break
+      await asyncio.sleep(0.02)
+    self._server.close()
+    await self._server.wait_closed()
+
+  def _greet(self, connection: ws.ServerConnection, request: Any) -> Any:
+    """Answers what is no websocket, and refuses whom it does not know; None goes on."""
+    if request.path == "/healthz":
+      return connection.respond(http.HTTPStatus.OK, "OK\n")
+    given = request.headers.get("Authorization", "")
+    if self._token and not hmac.compare_digest(
+      given.encode(errors="replace"), f"Api-Key {self._token}".encode()
+    ):
+      self._service.figures.error("token")
+      return connection.respond(
+        http.HTTPStatus.UNAUTHORIZED, "a token is needed: Authorization: Api-Key TOKEN\n"
+      )
+    if request.path == "/metrics":
+      return connection.respond(http.HTTPStatus.OK, self._service.figures.text())
+    if self._stopping.is_set() or self._service.figures.clients >= self._limits.clients:
+      self._service.figures.error("busy")
+      return connection.respond(
+        http.HTTPStatus.SERVICE_UNAVAILABLE, "too many clients; try again later\n"
+      )
+    return None
+
+  async def _converse(self, connection: ws.ServerConnection) -> None:
+    self._service.figures.connected(1)
+    try:
+      await connection.send(self._metadata)
+      previous_ms = None
+      while not self._stopping.is_set():
+        message = await self._next(connection)
+        if message is None:
+          break
+        clock = service_lib.Clock()
+        self._answering += 1
+        try:
+          answer = await self._answer(message, clock, previous_ms)
+          await connection.send(answer)
+        finally:
+          self._answering -= 1
+        previous_ms = clock.ms
+        if isinstance(answer, str):  # an error
+          await connection.close(1011, "error")
+          return
+      await connection.close(1001, "the server is stopping")
+    except exceptions.ConnectionClosed:
+      pass
+    finally:
+      self._service.figures.connected(-1)
+
+  async def _next(self, connection: ws.ServerConnection) -> Any:
+    """Returns the next message; None where the server stops before one comes."""
+    receiving = asyncio.ensure_future(connection.recv())
+    stopping = asyncio.ensure_future(self._stopping.wait())
+    try:
+      done, _ = await asyncio.wait(
+        (receiving, stopping), timeout=self._limits.idle_s, return_when=asyncio.FIRST_COMPLETED
+      )
+      if receiving in done:
+        return receiving.result()
+      if not done:
+        self._service.figures.error("idle")
+        await connection.close(1001, f"no request in {self._limits.idle_s:g} s")
+      return None
+    finally:
+      receiving.cancel()
+      stopping.cancel()
+
+  async def _answer(
+    self, message: Any, clock: service_lib.Clock, previous_ms: float | None
+  ) -> bytes | str:
+    """Returns the answer to a request: a message, or the text of an error."""
+    figures = self._service.figures
+    figures.request("websocket")
+    try:
+      future = self._service.submit(wire.unpack(message))
+      found = await asyncio.wait_for(asyncio.wrap_future(future), self._limits.request_s)
+    except (ValueError, batcher.Busy) as error:
+      figures.error("busy" if isinstance(error, batcher.Busy) else "request")
+      return f"{type(error).__name__}: {error}"
+    except TimeoutError:
+      figures.error("timeout")
+      return f"TimeoutError: no answer in {self._limits.request_s:g} s"
+    except Exception as error:  # ours: nothing of it leaves, unless that is wanted
+      figures.error("server")
+      logging.exception("a request failed")
+      told = f"{type(error).__name__}: {error}"
+      return told if self._debug else "InternalError: the server failed; its log says more"
+    figures.answered(found.num_tokens, clock.ms, found.deadline_met)
+    timing = {"infer_ms": found.ms, "total_ms": clock.ms}
+    if previous_ms is not None:
+      timing["prev_total_ms"] = previous_ms
+    return wire.pack(
+      {
+        "actions": found.actions_CA,
+        "num_tokens": found.num_tokens,
+        "deadline_met": found.deadline_met,
+        "server_timing": timing,
+      }
+    )
+
+
+def _quiet() -> logging.Logger:
+  """Of the websocket library: clients that come and go are no news."""
+  logger = logging.getLogger("oat_jax.serve.websocket")
+  logger.setLevel(logging.CRITICAL)
+  return logger
