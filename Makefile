@@ -33,9 +33,9 @@ bench: $(VENV)/.installed
 # Rendering cameras needs libEGL or libOSMesa; states alone (the quickstart) need neither.
 $(VENV)/.installed: setup.py
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed; pass PYTHON=python3.12 or the like"; exit 1; }
-	@echo "making $(VENV) with $$($(PYTHON) --version) and installing oat_jax[train,sim,convert,dev]: about 2 minutes"
+	@echo "making $(VENV) with $$($(PYTHON) --version) and installing oat_jax[train,sim,serve,convert,dev]: about 2 minutes"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[train,sim,convert,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[train,sim,serve,convert,dev]'
 	@if ! ldconfig -p 2>/dev/null | grep -Eq 'lib(EGL|OSMesa)\.so'; then \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	    echo "installing libosmesa6 (off-screen rendering of cameras) with apt-get"; \

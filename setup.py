@@ -1,4 +1,4 @@
-"""Packaging of oat_jax. `make` installs train, sim, convert, dev; not gcs, wandb, tpu, cuda."""
+"""Packaging of oat_jax. `make` installs train, sim, serve, convert, dev; gcs, wandb, tpu, cuda not."""
 
 import pathlib
 import re
@@ -26,6 +26,7 @@ EXTRAS = {
     "matplotlib>=3.9",
   ],
   "sim": ["metaworld>=3.1.1,<3.2", "packaging", "gymnasium>=1.1", "imageio-ffmpeg>=0.6"],
+  "serve": ["websockets>=13", "msgpack>=1", "grpcio>=1.80", "praxis-remote>=0.1.1"],
   "convert": ["h5py>=3.11", "pyarrow>=17", "av>=13"],
   "gcs": ["gcsfs"],
   "wandb": ["wandb"],
@@ -50,6 +51,13 @@ setup(
   long_description_content_type="text/markdown",
   license="Apache-2.0",
   packages=find_packages(include=["oat_jax", "oat_jax.*"]),
+  package_data={"oat_jax.serve": ["keymaps/*.json"]},
+  entry_points={
+    "console_scripts": [
+      "oat-jax-check = oat_jax.export.loader:main",
+      "oat-jax-serve = oat_jax.serve.run:main",
+    ]
+  },
   python_requires=">=3.11,<3.13",
   install_requires=[
     "jax>=0.10.2,<0.13",

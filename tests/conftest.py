@@ -40,6 +40,18 @@ def dataset(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def policy_export(dataset, tokenizer_workdir, tmp_path_factory):
+  """The export of a greedy policy trained for two steps over that tokenizer."""
+  from oat_jax.export import exporter
+  from oat_jax.train import loop
+
+  root = tmp_path_factory.mktemp("policy")
+  config = tiny.run_config("policy", dataset, tokenizer=str(tokenizer_workdir), steps=2)
+  exporter.export(loop.train(config, root / "run"), root / "export")
+  return root / "export"
+
+
+@pytest.fixture(scope="session")
 def tokenizer_workdir(dataset, tmp_path_factory):
   """The working directory of a tokenizer trained for two steps on `dataset`."""
   from oat_jax.train import loop

@@ -82,6 +82,7 @@ MAY_IMPORT = {
   "export.numpy_decode": set(),
   "export.observing": {"batch"},
   "export.versions": {""},
+  "serve": {"batch", *(f"export.{name}" for name in ("limits", "loader"))},
   # Who writes it: exporter, functions, source, card, to_numpy.
   "export": MODELS
   | TRAIN
@@ -113,8 +114,14 @@ ONLY_IN = {
     "scaling",
     "study",
     "export",
+    "serve.run",
+    "serve.service",
     "bench",
   },  # fmt: skip
+  "msgpack": {"serve.wire"},
+  "websockets": {"serve.websocket"},
+  "grpc": {"serve.grpc"},
+  "praxis_remote": {"serve.grpc"},
   "tensorboardX": {"train.metrics"},
   "tokenizers": {"tokenizers.fast", "perception.text"},
   "torch": {"bench.peer_torch"},
@@ -255,6 +262,8 @@ def test_every_import_goes_the_way_of_the_rooms():
     ("export.loader", "from oat_jax.train import models"),
     ("export.directory", "import jax"),
     ("export.numpy_decode", "from oat_jax import batch"),
+    ("serve.service", "from oat_jax.export import exporter"),
+    ("serve.keymap", "import jax"),
     ("attic.model", ""),
     ("nn.transformer", "from oat_jax.attic import model"),
   ],

@@ -1,1 +1,1 @@
-"""An export behind the protocols that robot people speak: openpi's websocket, praxis-remote's gRPC."""
+"""An export behind protocols that robots speak: openpi's websocket, praxis-remote's gRPC."""

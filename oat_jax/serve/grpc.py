@@ -109,13 +109,13 @@ SETTINGS = ", ".join(service_lib.SETTINGS)
 
 
 def _stacked(seen: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-  """Returns one request of several moments: arrays get an axis of time, the rest is the newest's."""
+  """Returns one request of several moments: arrays have an axis of time, the rest is the last's."""
   newest = dict(seen[-1])
   for name, value in newest.items():
     if isinstance(value, np.ndarray) and value.ndim:
-      parts = [moment.get(name) for moment in seen]
-      if any(not isinstance(x, np.ndarray) or x.shape != value.shape for x in parts):
-        raise ValueError(f"'{name}' has another shape than in the step before; reset the episode")
+      parts = [np.asarray(moment.get(name)) for moment in seen]
+      if any(x.shape != value.shape or x.dtype != value.dtype for x in parts):
+        raise ValueError(f"'{name}' is unlike that of the step before; reset the episode")
       newest[name] = np.stack(parts)
   return newest
 

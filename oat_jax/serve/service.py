@@ -116,26 +116,15 @@ class Service:
     if batched:
       raise ValueError("the observation has a batch axis; a request is of one robot")
     setting, met = self._setting(request)
-    last_A = request.get("last_action")
-    if last_A is not None:
-      last_A = np.asarray(last_A)
-      if last_A.shape != (spec.action_dim,) or last_A.dtype.kind not in "iuf":
-        raise ValueError(
-          f"'last_action' is {last_A.dtype}{list(last_A.shape)}; {spec.action_dim} numbers are needed"
-        )
-      if not np.isfinite(last_A).all():
-        raise ValueError("'last_action' holds NaN or infinity")
-      last_A = last_A.astype(np.float32)
+    last_A = _numbers(request, "last_action", spec.action_dim)
     return self._batcher.submit(setting, _Item(batch, last_A, met))
 
   def _setting(self, request: Mapping[str, Any]) -> tuple[Setting, bool]:
     """Returns how the chunk is to be made, and whether that can meet the deadline."""
     most, budgets = self.policy.max_tokens, sorted(self._ms) or [self.policy.max_tokens]
     K = _whole(request, "num_tokens", 1, most)
-    mean_tokens, seed = (
-      _whole(request, "mean_tokens", 1, most),
-      _whole(request, "seed", 0, 2**32 - 1),
-    )
+    mean_tokens = _whole(request, "mean_tokens", 1, most)
+    seed = _whole(request, "seed", 0, 2**32 - 1)
     self.policy.check_mean_tokens(mean_tokens)
     K = most if K is None else K
     deadline_ms = request.get("deadline_ms", self._deadline_ms)
@@ -154,7 +143,10 @@ class Service:
     size = next(size for size in self._sizes if size >= rows)
     padded = [item.batch for item in items] + [items[0].batch] * (size - rows)
     batch = jax.tree.map(lambda *x: np.concatenate(x), *padded)
-    actions_BCA, info = self.policy.act_on(batch, **setting._asdict())
+    try:
+      actions_BCA, info = self.policy.act_on(batch, **setting._asdict())
+    except ValueError as error:  # of a batch that was checked: it is no client's
+      raise RuntimeError(f"acting failed: {error}") from error
     self.figures.batch(rows)
     spent_B = np.broadcast_to(info["num_tokens"], size)
     answers: list[Answer | Exception] = []
@@ -185,3 +177,14 @@ def _whole(request: Mapping[str, Any], name: str, low: int, high: int) -> int | 
   if isinstance(value, bool) or not isinstance(value, int | np.integer) or not low <= value <= high:
     raise ValueError(f"'{name}' is {value!r}; a whole number in {low}..{high} is needed")
   return int(value)
+
+
+def _numbers(request: Mapping[str, Any], name: str, count: int) -> np.ndarray | None:
+  if request.get(name) is None:
+    return None
+  value = np.asarray(request[name])
+  if value.shape != (count,) or value.dtype.kind not in "iuf" or not np.isfinite(value).all():
+    raise ValueError(
+      f"'{name}' is {value.dtype}{list(value.shape)}; {count} finite numbers are needed"
+    )
+  return value.astype(np.float32)

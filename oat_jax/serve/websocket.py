@@ -44,11 +44,12 @@ class Server:
     service: service_lib.Service,
     *,
     token: str = "",
-    limits: Limits = Limits(),
+    limits: Limits | None = None,
     debug: bool = False,
   ):
     """With a `token` clients must send `Authorization: Api-Key TOKEN`; "" asks for none."""
-    self._service, self._token, self._limits, self._debug = service, token, limits, debug
+    self._service, self._token, self._debug = service, token, debug
+    self._limits = limits or Limits()
     self._metadata = wire.pack(service.metadata())
     self._answering = 0
     self._stopping = asyncio.Event()

@@ -15,7 +15,9 @@ KINDS = "biuf"  # of numpy's dtypes: booleans, integers, floats
 
 def pack(content: Any) -> bytes:
   """Returns a message of dicts, lists, strings, numbers and numpy arrays."""
-  return msgpack.packb(content, default=_pack_array)
+  data = msgpack.packb(content, default=_pack_array)
+  assert data is not None
+  return data
 
 
 def unpack(data: bytes) -> Any:
