@@ -1,4 +1,4 @@
-"""Packaging of oat_jax. `make` installs train, sim, serve, convert, dev; gcs, wandb, tpu, cuda not."""
+"""Packaging of oat_jax. `make` installs all extras but gcs, wandb, tpu and cuda."""
 
 import pathlib
 import re
