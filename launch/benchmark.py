@@ -7,8 +7,9 @@ Examples:
 Sections: train (steps/s of tokenizer and policy, and what dispatching and saving hold the loop),
 act (ms by K and of Diffusion Policy, on one core), data (index, windows, images, memory),
 tokenizers (ms of encoding and decoding, on one core), peer (the training step beside a checkout of
-the PyTorch implementation), faults (a run that is killed 50 times against one that is not). Read
-times as ratios within one run, or as CPU seconds beside the calibration kernel's of the same run.
+the PyTorch implementation), faults (a run that is killed 50 times against one that is not), serve
+(round trips to a served export, many clients, memory over three minutes of them). Read times as
+ratios within one run, or as CPU seconds beside the calibration kernel's of the same run.
 """
 
 import json
@@ -28,7 +29,8 @@ _PEER = flags.DEFINE_string("peer", None, "For peer: the checkout.")
 _PEER_PYTHON = flags.DEFINE_string(
   "peer_python", None, "For peer: a python with torch, einops, hydra-core, dill, zarr and numpy."
 )
-SECTIONS = ("train", "act", "data", "tokenizers", "peer", "faults")
+_EXPORT = flags.DEFINE_string("export", None, "For serve: the export directory.")
+SECTIONS = ("train", "act", "data", "tokenizers", "peer", "faults", "serve")
 ON_ONE_CORE = ("act", "tokenizers")
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 
@@ -51,10 +53,13 @@ def main(section: str) -> None:
   ]
   get = lambda name, size: runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"](size)
   configs = {f"{name.removesuffix('_oat')}_{size}": get(name, size) for name, size in variants}
-  peer = {"checkout": _PEER.value, "python": _PEER_PYTHON.value} if section == "peer" else {}
+  own = {
+    "peer": {"checkout": _PEER.value, "python": _PEER_PYTHON.value},
+    "serve": {"export": _EXPORT.value or ""},
+  }
   figures = clock.calibration()
   run = importlib.import_module(f"oat_jax.bench.{section}").run
-  figures |= run(configs, _SCALE.value, **peer)
+  figures |= run(configs, _SCALE.value, **own.get(section, {}))
   figures |= {f"{name}_again": value for name, value in clock.calibration().items()}
   for name, value in figures.items():
     print(f"{name:<48} {value if isinstance(value, str) else f'{value:.6g}'}")

@@ -94,7 +94,8 @@ MAY_IMPORT = {
   "bench": MODELS
   | TRAIN
   | LOOP
-  | {"parallel", "data", "data.normalization", "envs", "evaluate", "bench.clock"},
+  | {"parallel", "data", "data.normalization", "envs", "evaluate", "bench.clock"}
+  | {"serve", "export.loader"},
 }
 
 # Package -> the rooms, or modules, that may import it; packages that are not here are free.
@@ -119,7 +120,7 @@ ONLY_IN = {
     "bench",
   },  # fmt: skip
   "msgpack": {"serve.wire"},
-  "websockets": {"serve.websocket"},
+  "websockets": {"serve.websocket", "bench.serve"},
   "grpc": {"serve.grpc"},
   "praxis_remote": {"serve.grpc"},
   "tensorboardX": {"train.metrics"},

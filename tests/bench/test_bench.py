@@ -204,3 +204,22 @@ def test_a_cost_is_the_mean_over_its_repeats():
   measured = clock.cost(lambda: calls.append(sum(range(10**5))), repeats=4, warm_up=3)
   assert len(calls) == 7
   assert 0 < measured.cpu_s < 1 and 0 < measured.wall_s < 1
+
+
+def test_a_served_export_is_measured(policy_export, monkeypatch):
+  pytest.importorskip("websockets", reason="the extra `serve` is not installed")
+  serve = importlib.import_module("oat_jax.bench.serve")
+  for name, value in (("REQUESTS", 20), ("MANY", 2), ("SOAK_S", 4.0), ("SOAK_RATE", 200.0)):
+    monkeypatch.setattr(serve, name, value)
+  monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+  figures = serve.run({}, 1.0, str(policy_export))
+  assert figures.pop("serve_soak_errors") == 0 and figures.pop("serve_soak_died") >= 0
+  assert figures.pop("serve_soak_requests") > 20 and figures.pop("serve_soak_memory_growth") > -0.9
+  assert {name for name in figures if "client" in name} == {
+    *("serve_1_client_p50_ms", "serve_1_client_p95_ms", "serve_1_client_p50_over_act"),
+    *("serve_1_client_per_s", "serve_2_clients_per_s", "serve_2_clients_over_1"),
+    "serve_2_clients_p95_ms",
+  }
+  assert all(value > 0 for value in figures.values())
+  with pytest.raises(ValueError, match="serve needs --export=DIR"):
+    serve.run({})
