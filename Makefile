@@ -1,6 +1,7 @@
 # make quickstart   collect demonstrations, train tokenizer and policy, evaluate, report (44 minutes on one core, less on two)
 # make test         all tests, in parallel
 # make lint         ruff and pyright
+# make test-clients  openpi's own client package, in an environment of its own, drives a server
 # make bench        launch/benchmark.py, every section, into runs/bench
 # Each makes the virtual environment .venv first, if there is none.
 
@@ -13,7 +14,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 
-.PHONY: quickstart test lint bench
+.PHONY: quickstart test test-clients lint bench
 .DEFAULT_GOAL := quickstart
 
 quickstart: $(VENV)/.installed
@@ -21,6 +22,13 @@ quickstart: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n $(JOBS) --dist=worksteal tests
+
+# openpi-client wants numpy below 2, which jax does not, and forgets typing_extensions.
+CLIENTS := .venv-clients
+test-clients: $(VENV)/.installed
+	test -d $(CLIENTS) || { $(PYTHON) -m venv $(CLIENTS) \
+	  && $(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check openpi-client==0.1.2 typing_extensions; }
+	$(BIN)/python tests/clients/against.py $(CLIENTS)/bin/python
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
