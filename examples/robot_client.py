@@ -1,6 +1,6 @@
 r"""A robot's loop: R steps of a chunk are executed while the server computes the next one.
 
-  pip install --no-deps openpi-client && pip install numpy msgpack websockets typing_extensions dm-tree
+  pip install openpi-client typing_extensions     # wants numpy below 2, jax does not
   python examples/robot_client.py --host=HOST --port=8000
 
 `Robot` is where yours goes. Where no chunk comes in time the robot holds, then stops: what is left

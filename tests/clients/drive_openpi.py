@@ -25,4 +25,4 @@ if __name__ == "__main__":
     raise AssertionError("a wrong shape was taken")
   except RuntimeError as error:
     assert f"expected [{size}]" in str(error) and "Traceback" not in str(error), error
-  print(f"openpi-client with numpy {np.__version__}: chunks, a broker's steps and an error are right")
+  print(f"openpi-client, numpy {np.__version__}: chunks, a broker's steps and an error are right")
