@@ -1,14 +1,15 @@
 r"""A robot's loop: R steps of a chunk are executed while the server computes the next one.
 
   pip install openpi-client typing_extensions     # wants numpy below 2, jax does not
-  python examples/robot_client.py --host=HOST --port=8000
+  python examples/robot_client.py --host=HOST --port=8000 --token-file=TOKEN
 
-`Robot` is where yours goes. Where no chunk comes in time the robot holds, then stops: what is left
-of an old chunk is never executed.
+`Robot` is where yours goes. Where no chunk comes in time the robot holds, then stops; nothing is
+executed that is older than it may be, out of the limits, or not a number.
 """
 
 import argparse
-from concurrent import futures
+import pathlib
+import threading
 import time
 
 import numpy as np
@@ -34,40 +35,67 @@ class Robot:
     print("stop")
 
 
-def run(robot, policy, *, hz=50, execute=8, lead=4, deadline_ms=50.0, hold_s=0.5, steps=None):
-  """Moves `robot` by `policy`, an openpi client; returns "done", or why it stopped.
+class Asking(threading.Thread):
+  """One request under way; it does not keep the program alive."""
 
-  The next chunk is asked for `lead` steps before `execute` steps of this one are done. The robot
-  holds while it is late, and is stopped where it is late by `hold_s`, or where asking fails.
+  def __init__(self, policy, request, sent):
+    super().__init__(daemon=True)
+    self.policy, self.request, self.sent, self.since = policy, request, sent, time.monotonic()
+    self.answer = self.error = None
+    self.start()
+
+  def run(self):
+    try:
+      self.answer = np.asarray(self.policy.infer(self.request)["actions"], np.float32)
+    except Exception as error:
+      self.error = error
+
+
+def run(robot, policy, **settings):
+  """Moves `robot` by `policy`, an openpi client; returns "done", or why it stopped. See `loop`."""
+  try:
+    return loop(robot, policy, **settings)
+  finally:
+    robot.stop()  # whatever happened, Ctrl-C and a broken camera too
+
+
+def loop(robot, policy, *, hz=50, execute=8, lead=4, deadline_ms=50.0, hold_s=0.5, steps=None):
+  """As `run`; `steps` ends it.
+
+  The next chunk is asked for `lead` steps before `execute` steps of this one are done. A chunk that
+  comes later than that, or than its deadline, is thrown away, and so is what the clock is past.
   """
-  limits, pool = policy.get_server_metadata()["limits"], futures.ThreadPoolExecutor(1)
+  limits = policy.get_server_metadata()["limits"]
   rate_A = np.inf if limits["rate"] is None else np.asarray(limits["rate"])
-  chunk_CA, last_A, pending = None, None, None
-  at = end = count = asked_at = held = 0
+  oldest = max(lead / hz, deadline_ms / 1e3) + 1 / hz
+  chunk_CA, last_A, asking, expires = None, None, None, 0.0
+  at = end = sent = count = 0
+  moved = time.monotonic()
   while steps is None or count < steps:
-    tick = time.monotonic()
-    if pending is None and at >= end - lead:
+    if asking is None and at >= end - lead:
       told = {} if last_A is None else {"last_action": np.asarray(last_A, np.float32)}
-      request = robot.observe() | told | {"deadline_ms": deadline_ms}
-      pending, asked_at = pool.submit(policy.infer, request), count
-    if at >= end and pending is not None and pending.done():
-      if pending.exception() is not None:
-        robot.stop()
-        return f"the server failed: {pending.exception()}"
-      chunk_CA, pending = pending.result()["actions"], None
-      at = count - asked_at  # what the time is past by now is skipped
-      end = at + execute if at + execute <= len(chunk_CA) else at
-    if at < end:
+      asking = Asking(policy, robot.observe() | told | {"deadline_ms": deadline_ms}, sent)
+    tick = time.monotonic()
+    if at >= end and asking is not None and not asking.is_alive():
+      if asking.error is not None:
+        return f"the server failed: {asking.error}"
+      chunk_CA = asking.answer
+      if chunk_CA.ndim != 2 or not np.isfinite(chunk_CA).all():
+        return f"the server's answer is no chunk: {chunk_CA}"
+      if tick - asking.since <= oldest:
+        at = sent - asking.sent  # what was executed since it was asked for is skipped
+        end, expires = min(at + execute, len(chunk_CA)), asking.since + oldest + execute / hz
+      asking = None
+    if at < end and tick <= expires:
       action_A = np.clip(chunk_CA[at], limits["low"], limits["high"])
       if last_A is not None:
         action_A = last_A + np.clip(action_A - last_A, -rate_A, rate_A)
       robot.send(action_A)
-      last_A, at, held = action_A, at + 1, 0
+      last_A, at, sent, moved = action_A, at + 1, sent + 1, tick
     else:
+      at = end  # the rest of the chunk is too old
       robot.hold()
-      held += 1
-      if held > hold_s * hz:
-        robot.stop()
+      if tick - moved > hold_s:
         return f"no chunk for {hold_s:g} s"
     count += 1
     time.sleep(max(0.0, tick + 1 / hz - time.monotonic()))
@@ -80,6 +108,8 @@ if __name__ == "__main__":
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--host", default="127.0.0.1")
   parser.add_argument("--port", type=int, default=8000)
-  settings = parser.parse_args()
-  server = websocket_client_policy.WebsocketClientPolicy(settings.host, settings.port)
+  parser.add_argument("--token-file")
+  given = parser.parse_args()
+  token = pathlib.Path(given.token_file).read_text().strip() if given.token_file else None
+  server = websocket_client_policy.WebsocketClientPolicy(given.host, given.port, api_key=token)
   print(run(Robot(server.get_server_metadata()), server))

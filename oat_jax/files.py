@@ -15,9 +15,7 @@ def new_directory(path: str | os.PathLike) -> Iterator[pathlib.Path]:
   Raises:
     ValueError: `path` holds something.
   """
-  path = pathlib.Path(path).absolute()
-  if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-    raise ValueError(f"{path} exists and is no empty directory; name a new one")
+  path = check_new(path)
   partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
   partial.mkdir(parents=True)
   try:
@@ -26,3 +24,11 @@ def new_directory(path: str | os.PathLike) -> Iterator[pathlib.Path]:
   except BaseException:
     shutil.rmtree(partial, ignore_errors=True)
     raise
+
+
+def check_new(path: str | os.PathLike) -> pathlib.Path:
+  """Returns the absolute path of what is to be made; ValueError if it holds something."""
+  path = pathlib.Path(path).absolute()
+  if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+    raise ValueError(f"{path} exists and is no empty directory; name a new one")
+  return path

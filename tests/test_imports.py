@@ -82,7 +82,7 @@ MAY_IMPORT = {
   "export.numpy_decode": set(),
   "export.observing": {"batch"},
   "export.versions": {""},
-  "serve": {"batch", *(f"export.{name}" for name in ("limits", "loader"))},
+  "serve": {"batch", *(f"export.{name}" for name in ("limits", "loader", "observing"))},
   # Who writes it: exporter, functions, source, card, to_numpy.
   "export": MODELS
   | TRAIN

@@ -18,7 +18,6 @@ import time
 from typing import Any
 
 import numpy as np
-from websockets import exceptions
 from websockets.sync import client
 
 from oat_jax import batch as batch_lib
@@ -87,6 +86,7 @@ def _ask(connection: Any, data: bytes) -> None:
 def _together(server: "_Server", data: bytes, clients: int, seconds: float) -> tuple[float, list]:
   """Returns (requests a second, milliseconds of each) of so many clients that ask all the time."""
   times: list[float] = []
+  failed: list[Exception] = []
   go, until = threading.Event(), [0.0]
 
   def ask():
@@ -98,7 +98,13 @@ def _together(server: "_Server", data: bytes, clients: int, seconds: float) -> t
         _ask(connection, data)
         times.append(1e3 * (time.perf_counter() - begin))
 
-  threads = [threading.Thread(target=ask) for _ in range(clients)]
+  def count():
+    try:
+      ask()
+    except Exception as error:
+      failed.append(error)
+
+  threads = [threading.Thread(target=count) for _ in range(clients)]
   for thread in threads:
     thread.start()
   time.sleep(0.5)
@@ -106,6 +112,8 @@ def _together(server: "_Server", data: bytes, clients: int, seconds: float) -> t
   go.set()
   for thread in threads:
     thread.join()
+  if failed:
+    raise RuntimeError(f"{len(failed)} of {clients} clients failed: {failed[0]}") from failed[0]
   return len(times) / max(seconds, 1.0), times
 
 
@@ -116,8 +124,9 @@ def _soak(server: "_Server", data: bytes, seconds: float) -> dict[str, float]:
   def live(number):
     rng = random.Random(number)
     while time.perf_counter() < until:
-      connection = server.connect()
+      connection = None
       try:
+        connection = server.connect()
         for _ in range(rng.randint(1, 60)):
           if time.perf_counter() >= until:
             break
@@ -129,10 +138,12 @@ def _soak(server: "_Server", data: bytes, seconds: float) -> dict[str, float]:
           connection.send(data)
           connection.socket.close()
           died.append(number)
-      except (exceptions.ConnectionClosed, RuntimeError, TimeoutError) as error:
+      except Exception as error:  # whatever it is, it was not asked for
         errors.append(repr(error))
+        time.sleep(0.1)
       finally:
-        connection.close()
+        if connection is not None:
+          connection.close()
 
   threads = [threading.Thread(target=live, args=(i,)) for i in range(SOAK_CLIENTS)]
   for thread in threads:

@@ -3,8 +3,8 @@
 from typing import Any
 
 
-def load(path: Any, **settings: Any) -> Any:
+def load(path: Any) -> Any:
   """Returns the policy or tokenizer of an export directory; see `loader.load`."""
   from oat_jax.export import loader
 
-  return loader.load(path, **settings)
+  return loader.load(path)

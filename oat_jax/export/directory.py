@@ -42,17 +42,18 @@ class Spec:
     dtype: how the network's parameters are stored.
     state: the features that `state` is made of, one behind the other, as the dataset names them.
     observation: {name: {dtype, shape, range}} of what is observed; B, T stand for their sizes.
-    actions: {low, high}: the training range (datasets, A), inside which every chunk lies.
+    actions: {low, high, units}: the training range (datasets, A), inside which every chunk lies.
     limits: {low, high, rate}: what a robot is ever told, (A,); rate is the largest change from step
       to step, or None where nobody knows it. See `limits`.
-    statistics: {actions: {min, max, mean, std, q01, q99}} of the training data, (datasets, A).
+    statistics: {actions, state: {min, max, mean, std, q01, q99}} of the training data, (datasets,
+      A) and (datasets, S); of a tokenizer those of actions alone.
     tokens: {vocab_size, max_tokens, budgets, prefix_decodable, pad_id}, or None without tokens.
     sampling: {temperature, top_k} of the tokens.
     tolerances: {K: tolerance} with which a chunk ends early and spends K tokens on average.
     functions: {name: {file, inputs, outputs, platforms, calling_convention}}.
     arrays: {name: [dtype, shape]} of the parameters.
     sha256: {file: hex digits}.
-    checkpoint: {step, digest, trained_on, workdir}.
+    checkpoint: {step, digest, workdir, dataset_fingerprint}.
     versions: of the packages that wrote this.
     source: the configurations that the functions can be built from again.
   """

@@ -10,6 +10,7 @@ import numpy as np
 
 from oat_jax import batch as batch_lib
 from oat_jax import config as config_lib
+from oat_jax import files
 from oat_jax import parameters
 from oat_jax.data import normalization
 from oat_jax.export import card
@@ -28,7 +29,10 @@ from oat_jax.train import models
 
 DTYPES = ("float32", "bfloat16")
 ROWS = 8  # of the self-test
-WINDOWS = 1024  # that rates and tolerances are measured on
+WINDOWS = 1024  # held-out ones that tolerances are measured on
+RATE_WINDOWS = (
+  200_000  # training ones that rates are measured on, evenly spaced where there are more
+)
 
 
 class Seen(NamedTuple):
@@ -36,7 +40,8 @@ class Seen(NamedTuple):
 
   Attributes:
     windows: a batch of held-out windows.
-    rate_A: the largest change of each action between two steps of a demonstration.
+    rate_A: the largest change of each action between two steps of a demonstration, or its range,
+      where it never changed.
     tolerances: {K: with which K tokens are spent on average}, of a policy that refines.
   """
 
@@ -72,9 +77,7 @@ def export(
       does not fit the model.
   """
   config_lib.choose(dtype, DTYPES, "dtype")
-  target = pathlib.Path(out).absolute()
-  if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-    raise ValueError(f"{target} exists and is no empty directory; name a new one")
+  files.check_new(out)
   trained = models.load(workdir, steps.chosen(workdir, step))
   sampling = Sampling(temperature, top_k)
   decoding.check(sampling)
@@ -102,16 +105,25 @@ def look(trained: models.Trained, sampling: Sampling) -> Seen | None:
   except (OSError, ValueError, ImportError) as error:
     print(f"note: without the run's data there is no rate and no tolerance ({error})", flush=True)
     return None
-  train = inputs.evenly(split.train.without_images(), WINDOWS)
-  chunks = train(np.arange(len(train)))
-  both_BC = chunks["action_mask"][:, 1:] & chunks["action_mask"][:, :-1]
-  change_BCA = np.abs(np.diff(chunks["actions"], axis=1)) * both_BC[..., None]
   held_out = inputs.evenly(split.validation, ROWS)
   tolerances = {}
   if isinstance(trained.model, Policy) and trained.model.refines:
     tolerances = _tolerances(trained, sampling, inputs.evenly(split.validation, WINDOWS))
   windows = held_out(np.resize(np.arange(len(held_out)), ROWS))
-  return Seen(windows, change_BCA.max((0, 1)), tolerances)
+  return Seen(windows, _rate(split), tolerances)
+
+
+def _rate(split: inputs.Split) -> np.ndarray:
+  windows, size = inputs.evenly(split.train.without_images(), RATE_WINDOWS), 4096
+  rate_A = 0.0
+  for first in range(0, len(windows), size):
+    chunks = windows(np.arange(first, min(first + size, len(windows))))
+    both_BC = chunks["action_mask"][:, 1:] & chunks["action_mask"][:, :-1]
+    change_BCA = np.abs(np.diff(chunks["actions"], axis=1)) * both_BC[..., None]
+    rate_A = np.maximum(rate_A, change_BCA.max((0, 1)))
+  known = split.statistics["actions"]
+  span_A = np.maximum((known["max"] - known["min"]).max(0), 1e-6)
+  return np.where(rate_A > 0, rate_A, span_A)
 
 
 def _tolerances(
@@ -162,6 +174,11 @@ def _selftest(
     found["act"] = {"batch": batch, "key": key, "actions": {K: x for K, (x, _) in acted.items()}}
     if trained.tokenizer is not None:
       found["act"]["tokens"] = {K: info["tokens_BN"] for K, (_, info) in acted.items()}
+    if "act_until" in call:
+      tolerance = np.float32(0.01 if seen is None else np.median(list(seen.tolerances.values())))
+      K = np.int32(trained.model.max_tokens)
+      _, info = call["act_until"](params, batch, key, K, tolerance)
+      found["act_until"] = {"tolerance": tolerance, "tokens": info["tokens_BN"]}
   return jax.device_get(found)
 
 
@@ -197,11 +214,9 @@ def _spec(
   spec, tokenizer, config = trained.spec, trained.tokenizer, trained.config
   policy = config.kind == "policy"
   known = _action_statistics(trained.params)
-  statistics = {
-    name: np.asarray(known[name]).tolist()
-    for name in normalization.Statistics._fields
-    if name in known
-  }
+  statistics = {"actions": _lists(known)}
+  if policy:
+    statistics["state"] = _lists(trained.params["statistics"])
   low_GA, high_GA = np.asarray(known["min"]), np.asarray(known["max"])
   description = models.read_description(workdir)
   inner = description["tokenizer"]
@@ -218,13 +233,13 @@ def _spec(
     dtype=dtype,
     state=_features(config.data) if policy else (),
     observation=_observation(trained) if policy else {},
-    actions={"low": low_GA.tolist(), "high": high_GA.tolist()},
+    actions={"low": low_GA.tolist(), "high": high_GA.tolist(), "units": "of the dataset"},
     limits={
       "low": low_GA.min(0).tolist(),
       "high": high_GA.max(0).tolist(),
-      "rate": None if seen is None else np.maximum(seen.rate_A, 1e-6).tolist(),
+      "rate": None if seen is None else seen.rate_A.tolist(),
     },
-    statistics={"actions": statistics},
+    statistics=statistics,
     tokens=None
     if tokenizer is None
     else {
@@ -251,6 +266,12 @@ def _spec(
       "tokenizer": None if inner is None else {"model": inner["model"], "spec": inner["spec"]},
     },
   )
+
+
+def _lists(statistics: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns what JSON holds of a model's statistics."""
+  names = [name for name in normalization.Statistics._fields if name in statistics]
+  return {name: np.asarray(statistics[name]).tolist() for name in names}
 
 
 def _features(data: train_config.Data) -> tuple[str, ...]:

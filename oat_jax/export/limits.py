@@ -60,13 +60,13 @@ def apply(limits: Limits, actions_XCA: np.ndarray, last_XA: np.ndarray | None = 
       None where there were none.
 
   Raises:
-    ValueError: an action is NaN or infinite; nothing of such a chunk should be executed.
+    ValueError: an action, or the last one, is NaN or infinite, so that nothing of the chunk should
+      be executed; or there are more or fewer of them than limits.
   """
-  actions_XCA = np.asarray(actions_XCA, np.float32)
-  if not np.isfinite(actions_XCA).all():
-    first = np.argwhere(~np.isfinite(actions_XCA))[0].tolist()
-    raise ValueError(f"actions hold NaN or infinity at index {first}: nothing of them is executed")
+  actions_XCA = _finite(actions_XCA, limits, "actions hold")
   allowed_XCA = np.clip(actions_XCA, limits.low_A, limits.high_A)
+  if last_XA is not None:
+    last_XA = _finite(last_XA, limits, "the last action holds")
   if not np.isfinite(limits.rate_A).any():
     return allowed_XCA
   for i in range(allowed_XCA.shape[-2]):
@@ -75,3 +75,14 @@ def apply(limits: Limits, actions_XCA: np.ndarray, last_XA: np.ndarray | None = 
       allowed_XCA[..., i, :] = np.clip(last_XA + step_XA, limits.low_A, limits.high_A)
     last_XA = allowed_XCA[..., i, :]
   return allowed_XCA
+
+
+def _finite(x_XA: np.ndarray, limits: Limits, what: str) -> np.ndarray:
+  with np.errstate(over="ignore"):  # what float32 cannot hold is infinite
+    x_XA = np.asarray(x_XA, np.float32)
+  if x_XA.shape[-1:] != limits.low_A.shape:
+    raise ValueError(f"{what} shape {list(x_XA.shape)}; {len(limits.low_A)} dimensions are limited")
+  if not np.isfinite(x_XA).all():
+    first = np.argwhere(~np.isfinite(x_XA))[0].tolist()
+    raise ValueError(f"{what} NaN or infinity at index {first}: nothing of them is executed")
+  return x_XA

@@ -137,6 +137,11 @@ class Exported:
         if same_B.any():
           found_BCA = np.asarray(found_BCA)[same_B]
           actions(f"act, K={K}", found_BCA, wanted_BCA[same_B], dataset_B[same_B])
+      if until := self._selftest.get("act_until"):
+        act = jax.jit(self._functions["act_until"].call)
+        K, tolerance = np.int32(self.max_tokens), until["tolerance"]
+        _, info = act(self._params, test["batch"], test["key"], K, tolerance)
+        tokens("act_until's tokens", np.asarray(info["tokens_BN"]), until["tokens"])
     return rows
 
   def _why_not(self) -> str:
@@ -151,6 +156,11 @@ class ExportedPolicy(Exported):
   def __init__(self, content: directory.Content, functions: Mapping[str, Any], rebuilt: str):
     super().__init__(content, functions, rebuilt)
     self.limits = limits_lib.of_spec(self.spec.limits)
+    if len(self.limits.low_A) != self.spec.batch.action_dim:
+      raise ValueError(
+        f"{content.path / directory.SPEC}: limits of {len(self.limits.low_A)} dimensions; the "
+        f"policy has {self.spec.batch.action_dim} actions"
+      )
     self._language_GE = self._task_language(content.params)
     self._acting = anytime.Anytime(_policy(self.spec, functions), self._params)
 
@@ -265,10 +275,7 @@ def load(path: str | os.PathLike) -> Exported:
   functions: dict[str, Any] = {}
   for name, data in content.functions.items():
     try:
-      functions[name] = export.deserialize(bytearray(data))
-      lowered = functions[name].platforms
-      if platform not in lowered:
-        raise ValueError(f"it was lowered for {', '.join(lowered)}, not for {platform}")
+      functions[name] = _deserialize(data, platform)
     except Exception as error:  # whatever a reader of another version raises
       rebuilt = f"{name}: {' '.join(str(error).split()) or type(error).__name__}"
       break
@@ -276,6 +283,20 @@ def load(path: str | os.PathLike) -> Exported:
     functions = _rebuild(content, platform, rebuilt)
   kind = ExportedPolicy if content.spec.kind == "policy" else Exported
   return kind(content, functions, rebuilt)
+
+
+def _deserialize(data: bytes, platform: str) -> export.Exported:
+  """Returns a function; raises where this jax, or this platform, could not run it."""
+  exported = export.deserialize(bytearray(data))
+  version = exported.calling_convention_version
+  first = export.minimum_supported_calling_convention_version
+  last = export.maximum_supported_calling_convention_version
+  if not first <= version <= last:
+    raise ValueError(f"it has calling convention {version}; this jax takes {first} to {last}")
+  if platform not in exported.platforms:
+    raise ValueError(f"it was lowered for {', '.join(exported.platforms)}, not for {platform}")
+  exported.mlir_module()  # reads the program, which deserialising does not
+  return exported
 
 
 def _rebuild(content: directory.Content, platform: str, why: str) -> dict[str, Any]:

@@ -169,6 +169,8 @@ class _Writer:
     if name == "slice":
       strides = p["strides"] or (1,) * len(p["start_indices"])
       return {"slices": list(zip(p["start_indices"], p["limit_indices"], strides))}
+    if name == "round" and p["rounding_method"].name != "TO_NEAREST_EVEN":
+      raise ValueError("the decoder rounds halves away from zero, which numpy_decode does not")
     if name == "dot_general":
       return {"dimensions": p["dimension_numbers"]}
     if name == "pad":

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent import futures
+import math
 import threading
 import time
 from typing import Any, NamedTuple
@@ -50,6 +51,7 @@ class Batcher:
     self._waiting: deque[_Request] = deque()
     self._changed = threading.Condition()
     self._closed = False
+    self._running_since: float | None = None
     self._thread = threading.Thread(target=self._loop, name="batcher", daemon=True)
     self._thread.start()
 
@@ -65,22 +67,31 @@ class Batcher:
       self._changed.notify()
     return request.future
 
-  def close(self) -> None:
-    """Finishes what waits, and ends the thread."""
+  def close(self, seconds: float = 10.0) -> None:
+    """Finishes what waits, and ends the thread; gives up on a batch that takes longer."""
     with self._changed:
       self._closed = True
       self._changed.notify()
-    self._thread.join()
+    self._thread.join(seconds)
+
+  def busy_s(self) -> float:
+    """Returns for how long the batch that runs has been running; infinity if the thread is dead."""
+    if not self._thread.is_alive():
+      return math.inf
+    since = self._running_since
+    return 0.0 if since is None else time.monotonic() - since
 
   def _loop(self) -> None:
     while batch := self._next():
       running = [request for request in batch if request.future.set_running_or_notify_cancel()]
       if not running:
         continue
+      self._running_since = time.monotonic()
       try:
         results = self._run(running[0].key, [request.item for request in running])
       except Exception as error:  # nobody of the batch is left without an answer
         results = [error] * len(running)
+      self._running_since = None
       for request, result in zip(running, results, strict=True):
         if isinstance(result, Exception):
           request.future.set_exception(result)

@@ -4,11 +4,13 @@
     "state": ["observation/joint_position", "observation/gripper_position"],
     "images": {"wrist": "observation/wrist_image_left"},
     "task": "prompt",
-    "channels_first": false
+    "channels_first": false,
+    "float_images": false
   }
 
-`state` is joined in this order; `images` has our name of each camera first; a name with slashes
-that is not there as it stands is looked for part by part in nested maps.
+`state` is joined in this order; `images` has our name of each camera first, or "*" for all others,
+whose name then stands for the "*" of theirs; a name with slashes that is not there as it stands is
+looked for part by part in nested maps. With `float_images`, images of floats in 0..1 are taken too.
 """
 
 from collections.abc import Mapping
@@ -30,6 +32,7 @@ class Keymap(NamedTuple):
   images: Mapping[str, str] = {}
   task: str = "task"
   channels_first: bool = False
+  float_images: bool = False
 
 
 def ready() -> list[str]:
@@ -52,10 +55,18 @@ def load(name: str, spec: batch_lib.BatchSpec) -> Keymap:
     raise FileNotFoundError(f"there is no keymap '{name}'; ready ones are {', '.join(ready())}")
   try:
     content = json.loads(path.read_text())
-    made = Keymap(**(content | {"state": tuple(content["state"])}))
+    fixed = {"state": tuple(content["state"]), "images": dict(content.get("images", {}))}
+    made = Keymap(**(content | fixed))
   except (ValueError, KeyError, TypeError) as error:
     fields = ", ".join(Keymap._fields)
     raise ValueError(f"{path} is no keymap of {fields}: {type(error).__name__}: {error}") from error
+  images = dict(made.images)
+  pattern = images.pop("*", None)
+  if pattern is not None:
+    if not isinstance(pattern, str) or pattern.count("*") != 1:
+      raise ValueError(f"{path} calls all cameras {pattern!r}; a name with one '*' is needed")
+    named = {camera: pattern.replace("*", camera) for camera, _, _ in spec.cameras}
+    made = made._replace(images=named | images)
   unnamed = [camera for camera, _, _ in spec.cameras if camera not in made.images]
   if unnamed:
     raise ValueError(
@@ -71,7 +82,7 @@ def translate(
   """Returns the observation, as `observing.batch` takes it, of a request; the rest is left out.
 
   Raises:
-    ValueError: something is missing.
+    ValueError: something is missing, or is none that can be joined or scaled.
   """
   parts = [np.asarray(_find(request, name)) for name in keymap.state]
   for name, part in zip(keymap.state, parts):
@@ -92,11 +103,13 @@ def translate(
           f"'{name}' has shape {list(frame.shape)}; channels, height, width are needed"
         )
       frame = np.moveaxis(frame, -3, -1)
+    if keymap.float_images and frame.dtype.kind == "f":
+      if not ((frame >= 0) & (frame <= 1)).all():
+        raise ValueError(f"'{name}' is {frame.dtype}, but not all of it is in 0..1")
+      frame = np.rint(255 * frame).astype(np.uint8)
     observation[f"image_{camera}"] = frame
-  if spec.num_tasks > 1 or keymap.task in request:
-    task = _find(request, keymap.task)
-    if spec.num_tasks > 1:
-      observation["task"] = task
+  if spec.num_tasks > 1:
+    observation["task"] = _find(request, keymap.task)
   for name in ("language", "observation_mask", "dataset"):
     if name in request:
       observation[name] = request[name]

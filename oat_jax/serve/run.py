@@ -13,6 +13,7 @@ command is there as oat-jax-serve once oat_jax is installed with its extra `serv
 import argparse
 import asyncio
 from collections.abc import Sequence
+import importlib
 import ipaddress
 import os
 import pathlib
@@ -26,7 +27,6 @@ import jax
 from oat_jax.export import loader
 from oat_jax.serve import keymap as keymap_lib
 from oat_jax.serve import service as service_lib
-from oat_jax.serve import websocket
 
 PROGRAMS = "~/.cache/oat_jax/programs"  # compiled ones, unless JAX_COMPILATION_CACHE_DIR is set
 
@@ -44,20 +44,21 @@ def main(argv: Sequence[str] | None = None) -> int:
   add("--port", type=int, default=8000, help="of the websocket; 0 chooses one (%(default)s)")
   add("--grpc-port", type=int, help="of the gRPC service; none if it is not given")
   add("--replan", type=int, default=8, help="of gRPC: steps executed of a chunk (%(default)s)")
-  add("--keymap", default="", help="names of observations: libero, droid, aloha, or a JSON file")
+  add("--keymap", default="", help="names of observations: a ready one, or a JSON file")
+  add("--grpc-keymap", default="praxis", help="the same of gRPC (%(default)s)")
   add("--token-file", help="file with the token that clients must send")
   add("--max-batch", type=int, default=16, help="requests run together (%(default)s)")
   add("--window-ms", type=float, default=2.0, help="a request may wait for others (%(default)s)")
   add("--deadline-ms", type=float, help="of requests that name none")
-  add("--max-clients", type=int, default=256, help="connections at a time (%(default)s)")
-  add("--max-message-mb", type=float, default=32, help="of a request (%(default)s)")
+  add("--max-clients", type=int, default=64, help="connections at a time (%(default)s)")
+  add("--max-message-mb", type=float, default=16, help="of a request (%(default)s)")
   add("--request-s", type=float, default=30, help="until a request is given up (%(default)s)")
   add("--idle-s", type=float, default=600, help="between a client's requests (%(default)s)")
   add("--debug", action="store_true", help="tell clients what failed inside the server")
   settings = parser.parse_args(argv)
   try:
     asyncio.run(_serve(settings))
-  except (ValueError, OSError, ImportError) as error:
+  except (ValueError, OSError, ImportError, RuntimeError) as error:
     if settings.debug:
       raise
     print(f"{type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
@@ -100,9 +101,20 @@ def _is_loopback(host: str) -> bool:
     return False
 
 
+def _protocols(settings: argparse.Namespace) -> tuple[Any, Any]:
+  """Returns the modules of both protocols; gRPC's is None where it is not asked for."""
+  wanted = ["websocket"] + ["grpc"] * (settings.grpc_port is not None)
+  try:
+    found = [importlib.import_module(f"oat_jax.serve.{name}") for name in wanted]
+  except ImportError as error:
+    raise ImportError(f"serving needs more ({error}): pip install 'oat-jax[serve]'") from error
+  return found[0], found[1] if len(found) > 1 else None
+
+
 async def _serve(settings: argparse.Namespace) -> None:
   begin = time.monotonic()
   token = _check(settings)
+  websocket, grpc = _protocols(settings)
   if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
     jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(PROGRAMS).expanduser()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
@@ -110,6 +122,10 @@ async def _serve(settings: argparse.Namespace) -> None:
   if not isinstance(policy, loader.ExportedPolicy):
     raise ValueError(f"{settings.export} holds a tokenizer; only policies act")
   keymap = keymap_lib.load(settings.keymap, policy.spec.batch)
+  grpc_keymap = grpc and keymap_lib.load(settings.grpc_keymap, policy.spec.batch)
+  horizon = policy.spec.batch.action_horizon
+  if not 1 <= settings.replan <= horizon:
+    raise ValueError(f"--replan is {settings.replan}; it must be in 1..{horizon}, a chunk's steps")
   service = service_lib.Service(
     policy,
     keymap,
@@ -127,13 +143,12 @@ async def _serve(settings: argparse.Namespace) -> None:
   remote: Any = None
   port = await server.start(settings.host, settings.port)
   try:
-    if settings.grpc_port is not None:
-      from oat_jax.serve import grpc
-
+    if grpc:
       remote, grpc_port = grpc.start(
         service,
         settings.host,
         settings.grpc_port,
+        keymap=grpc_keymap,
         replan=settings.replan,
         token=token,
         message_bytes=message_bytes,
@@ -153,11 +168,17 @@ async def _serve(settings: argparse.Namespace) -> None:
 
 
 async def _told_to_stop() -> None:
-  """Waits for SIGTERM or Ctrl-C."""
+  """Waits for SIGTERM or Ctrl-C; a second one ends the process at once."""
   told = asyncio.Event()
   loop = asyncio.get_running_loop()
+
+  def stop():
+    if told.is_set():
+      os._exit(130)
+    told.set()
+
   for number in (signal.SIGTERM, signal.SIGINT):
-    loop.add_signal_handler(number, told.set)
+    loop.add_signal_handler(number, stop)
   await told.wait()
 
 

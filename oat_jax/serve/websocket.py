@@ -7,6 +7,7 @@ what Prometheus reads. Messages are those of `wire`.
 """
 
 import asyncio
+from concurrent import futures
 import hmac
 import http
 import logging
@@ -30,8 +31,8 @@ class Limits(NamedTuple):
     idle_s: between two requests of a client; also until the first.
   """
 
-  message_bytes: int = 32 * 1024 * 1024
-  clients: int = 256
+  message_bytes: int = 16 * 1024 * 1024
+  clients: int = 64
   request_s: float = 30.0
   idle_s: float = 600.0
 
@@ -52,6 +53,7 @@ class Server:
     self._limits = limits or Limits()
     self._metadata = wire.pack(service.metadata())
     self._answering = 0
+    self._workers = futures.ThreadPoolExecutor(2, "unpack")
     self._stopping = asyncio.Event()
     self._server: ws.Server | None = None
 
@@ -62,9 +64,10 @@ class Server:
       host,
       port,
       process_request=self._greet,
+      origins=[None],  # robots send none; a web page that a person looks at does
       compression=None,
       max_size=self._limits.message_bytes,
-      max_queue=2,
+      max_queue=1,
       open_timeout=10,
       ping_interval=20,
       ping_timeout=20,
@@ -83,11 +86,14 @@ class Server:
       await asyncio.sleep(0.02)
     self._server.close()
     await self._server.wait_closed()
+    self._workers.shutdown(wait=False)
 
   def _greet(self, connection: ws.ServerConnection, request: Any) -> Any:
     """Answers what is no websocket, and refuses whom it does not know; None goes on."""
     if request.path == "/healthz":
-      return connection.respond(http.HTTPStatus.OK, "OK\n")
+      well = self._service.healthy()
+      status = http.HTTPStatus.OK if well else http.HTTPStatus.SERVICE_UNAVAILABLE
+      return connection.respond(status, "OK\n" if well else "a batch is stuck\n")
     given = request.headers.get("Authorization", "")
     if self._token and not hmac.compare_digest(
       given.encode(errors="replace"), f"Api-Key {self._token}".encode()
@@ -156,7 +162,9 @@ class Server:
     figures = self._service.figures
     figures.request("websocket")
     try:
-      future = self._service.submit(wire.unpack(message))
+      # Not in the event loop: a large message would keep all other clients waiting.
+      loop, work = asyncio.get_running_loop(), self._workers
+      future, episode = await loop.run_in_executor(work, self._submit, message)
       found = await asyncio.wait_for(asyncio.wrap_future(future), self._limits.request_s)
     except (ValueError, batcher.Busy) as error:
       figures.error("busy" if isinstance(error, batcher.Busy) else "request")
@@ -168,19 +176,28 @@ class Server:
       figures.error("server")
       logging.exception("a request failed")
       told = f"{type(error).__name__}: {error}"
-      return told if self._debug else "InternalError: the server failed; its log says more"
-    figures.answered(found.num_tokens, clock.ms, found.deadline_met)
+      if self._debug or isinstance(error, service_lib.NotFinite):
+        return told
+      return "InternalError: the server failed; its log says more"
     timing = {"infer_ms": found.ms, "total_ms": clock.ms}
     if previous_ms is not None:
       timing["prev_total_ms"] = previous_ms
-    return wire.pack(
-      {
-        "actions": found.actions_CA,
-        "num_tokens": found.num_tokens,
-        "deadline_met": found.deadline_met,
-        "server_timing": timing,
-      }
-    )
+    answer = {
+      "actions": found.actions_CA,
+      "num_tokens": found.num_tokens,
+      "deadline_met": found.deadline_met,
+      "server_timing": timing,
+    }
+    return wire.pack(answer if episode is None else answer | {"episode_id": episode})
+
+  def _submit(self, message: Any) -> tuple[futures.Future, str | None]:
+    """Returns the future answer, and the episode's name that is sent back with it."""
+    request = wire.unpack(message)
+    future = self._service.submit(request)
+    episode = request.get("episode_id")
+    if episode is not None and (not isinstance(episode, str) or len(episode) > 200):
+      raise ValueError(f"'episode_id' is {str(episode)[:60]}; a text of at most 200 is needed")
+    return future, episode
 
 
 def _quiet() -> logging.Logger:

@@ -10,6 +10,7 @@ from typing import Any
 import msgpack
 import numpy as np
 
+MOST = 1024  # entries of a map or list: numbers come as arrays
 KINDS = "biuf"  # of numpy's dtypes: booleans, integers, floats
 
 
@@ -29,8 +30,10 @@ def unpack(data: bytes) -> Any:
   if not isinstance(data, bytes):
     raise ValueError("the message is text; a binary message in msgpack is needed")
   try:
-    return msgpack.unpackb(data, object_hook=_unpack_array)
-  except (ValueError, TypeError, msgpack.UnpackException, RecursionError) as error:
+    return msgpack.unpackb(
+      data, object_hook=_unpack_array, max_map_len=MOST, max_array_len=MOST, max_ext_len=0
+    )
+  except (ValueError, TypeError, OverflowError, msgpack.UnpackException, RecursionError) as error:
     text = " ".join(str(error).split())
     raise ValueError(f"the message cannot be read: {text or type(error).__name__}") from error
 

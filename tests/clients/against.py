@@ -1,6 +1,6 @@
 """Not a test: serves a small policy to clients that live in another environment.
 
-  python tests/clients/against.py CLIENTS/bin/python       (make test-clients)
+python tests/clients/against.py CLIENTS/bin/python       (make test-clients)
 """
 
 import pathlib

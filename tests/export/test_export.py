@@ -18,7 +18,6 @@ import oat_jax.export
 from oat_jax.export import directory
 from oat_jax.export import exporter
 from oat_jax.export import loader
-from oat_jax.export import steps
 from oat_jax.policies import anytime
 from oat_jax.policies import policy as policy_lib
 from oat_jax.train import loop
@@ -134,7 +133,9 @@ def test_the_directory_says_what_is_in_it(export, loaded, policy_workdir):
   known = trained.params["tokenizer"]["statistics"]
   np.testing.assert_array_equal(np.float32(spec.statistics["actions"]["q99"]), known["q99"])
   np.testing.assert_array_equal(np.float32(spec.limits["high"]), known["max"].max(0))
-  assert len(spec.limits["rate"]) == 3 and all(0 < rate < 4 for rate in spec.limits["rate"])
+  actions_LA = trained_actions(trained)
+  np.testing.assert_allclose(spec.limits["rate"], actions_LA.max(0), rtol=1e-5)
+  assert np.shape(spec.statistics["state"]["mean"]) == (1, 5)
   assert set(spec.tolerances) == {str(K) for K in range(1, 8)}
   arrays = safetensors.numpy.load_file(export / "params.safetensors")
   assert {name: [str(x.dtype), list(x.shape)] for name, x in arrays.items()} == spec.arrays
@@ -144,10 +145,20 @@ def test_the_directory_says_what_is_in_it(export, loaded, policy_workdir):
     assert part.lower() in card.lower(), part
 
 
+def trained_actions(trained):
+  """Returns the changes of actions from step to step of all training episodes."""
+  from oat_jax.train import inputs
+
+  windows = inputs.load(trained.config.data).train
+  chunks = windows(np.arange(len(windows)))
+  changes_BCA = np.abs(np.diff(chunks["actions"], axis=1))
+  return changes_BCA[chunks["action_mask"][:, 1:]]
+
+
 def test_the_self_test_passes_bit_for_bit_and_finds_other_parameters(export, copy, capsys):
   assert loader.main([str(export), "--check"]) == 0
   printed = capsys.readouterr().out
-  assert printed.count("bit for bit") == printed.count("ok  ") == 3 + 1 + 6
+  assert printed.count("bit for bit") == printed.count("ok  ") == 3 + 1 + 6 + 1
   arrays = dict(safetensors.numpy.load_file(copy / "params.safetensors"))
   name = next(name for name in arrays if name.endswith("decoder/to_actions/w"))
   arrays[name] = arrays[name] + 0.1
@@ -161,9 +172,17 @@ def test_the_self_test_passes_bit_for_bit_and_finds_other_parameters(export, cop
 
 
 def test_the_best_step_is_exported(policy_workdir, tmp_path):
-  rows = {row["step"]: row for row in tiny.metrics(policy_workdir) if "validation/mse_8" not in row}
-  kept = {step: row["validation/chunk_mse_8"] for step, row in rows.items() if len(row) > 5}
-  assert steps.best(policy_workdir) == min(kept, key=kept.get) and set(kept) == {1, 2}
+  """Where the first of two steps is the better one."""
+  copied = tmp_path / "run"
+  shutil.copytree(policy_workdir, copied)
+  rows = [json.loads(line) for line in (copied / "metrics.jsonl").read_text().splitlines()]
+  for row in rows:
+    if "validation/chunk_mse_8" in row:
+      row["validation/chunk_mse_8"] = float(row["step"])
+  (copied / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+  spec = exporter.export(copied, tmp_path / "best", step="best")
+  assert spec.checkpoint["step"] == 1
+  assert exporter.export(copied, tmp_path / "newest").checkpoint["step"] == 2
 
 
 def test_no_best_step_is_an_error(tokenizer_workdir, tmp_path):
@@ -323,6 +342,46 @@ def test_nothing_is_overwritten(export, policy_workdir):
   with pytest.raises(ValueError, match="exists and is no empty directory"):
     exporter.export(policy_workdir, export)
   assert tiny.listing(export) == before
+
+
+@pytest.mark.parametrize("what", ["convention", "program"])
+def test_functions_of_another_jax_are_noticed_when_they_are_loaded(what, copy, capsys, monkeypatch):
+  if what == "convention":
+    monkeypatch.setattr(loader.export, "minimum_supported_calling_convention_version", 99)
+    monkeypatch.setattr(loader.export, "maximum_supported_calling_convention_version", 99)
+    message = "it has calling convention 10; this jax takes 99 to 99"
+  else:
+    whole = loader.export.Exported.mlir_module
+
+    def unreadable(self, **settings):
+      if settings:  # of exporting, not of reading
+        return whole(self, **settings)
+      raise ValueError("failed to parse a newer StableHLO")
+
+    monkeypatch.setattr(loader.export.Exported, "mlir_module", unreadable)
+    message = "failed to parse a newer StableHLO"
+  again = oat_jax.export.load(copy)
+  assert message in again.rebuilt and message in capsys.readouterr().err
+  assert again.act(observation())[0].shape == (8, 3)
+
+
+@pytest.mark.parametrize(
+  ("limits", "message"),
+  [
+    ({"low": [0.0], "high": [1.0], "rate": None}, "limits of 1 dimensions; the policy has 3"),
+    ({"low": [1.0] * 3, "high": [0.0] * 3, "rate": None}, "limits of dimension 0"),
+  ],
+)
+def test_limits_that_do_not_fit_are_an_error(limits, message, copy):
+  change(copy, limits=limits)
+  with pytest.raises(ValueError, match=message):
+    oat_jax.export.load(copy)
+
+
+@pytest.mark.parametrize("last", [np.full(3, np.nan), np.full(3, 1e39), np.zeros(1)])
+def test_a_last_action_that_is_none_is_an_error(last, loaded):
+  with pytest.raises(ValueError, match="the last action holds"):
+    loaded.act(observation(), last_action=last)
 
 
 def foreign_functions(path):

@@ -74,7 +74,7 @@ def test_a_deadline_that_nothing_meets_takes_one_token_and_says_so(robot, monkey
 def test_what_is_measured_is_the_time_that_acting_takes(policy, params, monkeypatch):
   robot, costs = anytime.Anytime(policy, params), {}
 
-  def act(batch, *, num_tokens, stop, call):
+  def act(batch, *, num_tokens, stop, tolerance, call):
     costs[num_tokens] = costs.get(num_tokens, -1) + 1
     return None, {"ms": num_tokens + (100 if costs[num_tokens] < 3 else 0)}  # cold caches
 
@@ -102,7 +102,7 @@ def test_compiling_is_not_in_the_milliseconds(policy, params, monkeypatch):
 def test_a_deadline_measures_by_itself_for_each_batch_size(policy, params, monkeypatch):
   robot, measured = anytime.Anytime(policy, params, tolerance=0.0), []
 
-  def measure(batch, stop):
+  def measure(batch, stop, tolerance):
     B = len(batch["dataset"])
     measured.append((B, stop))
     times = {K: float(K * B * (2 if stop else 1)) for K in range(1, N + 1)}

@@ -13,9 +13,10 @@ CAMERAS = {
   "libero": ("image", "wrist"),
   "droid": ("exterior_1", "wrist"),
   "aloha": ("high", "low", "left_wrist", "right_wrist"),
+  "praxis": ("agentview", "robot0_eye_in_hand"),  # robomimic's; other suites have others
 }
 FRAME = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
-# As the examples of openpi send them.
+# As the examples of openpi and the adapters of praxis-eval send them.
 REQUESTS = {
   "libero": {
     "observation/image": FRAME,
@@ -38,6 +39,13 @@ REQUESTS = {
     },
     "prompt": "push",
   },
+  "praxis": {
+    "observation.images.agentview": np.moveaxis(FRAME, -1, 0),
+    "observation.images.robot0_eye_in_hand": np.moveaxis(FRAME + 1, -1, 0),
+    "observation.state": np.arange(8.0, dtype=np.float32),
+    "observation.state.robot0_eef_pos": np.arange(3.0, dtype=np.float32),
+    "task": "push",
+  },
 }
 
 
@@ -56,6 +64,45 @@ def test_a_ready_keymap_takes_what_its_robots_send(name):
   for i, camera in enumerate(CAMERAS[name]):
     np.testing.assert_array_equal(batch["observation"][f"image_{camera}"][0, -1], FRAME + i)
   assert batch["observation"]["task"].tolist() == [1]
+
+
+def test_images_of_floats_are_scaled_where_the_keymap_says_so():
+  every = np.arange(256, dtype=np.uint8).reshape(8, 8, 4)[..., :3]
+  two = spec("praxis", cameras=(("agentview", 8, 8), ("robot0_eye_in_hand", 8, 8)))
+  frame = np.moveaxis(every, -1, 0).astype(np.float32) / 255  # as lerobot makes them
+  names = [f"observation.images.{camera}" for camera in CAMERAS["praxis"]]
+  request = REQUESTS["praxis"] | dict.fromkeys(names, frame)
+  of = keymap.load("praxis", two)
+  batch, _ = observing.batch(keymap.translate(request, of, two), two)
+  np.testing.assert_array_equal(batch["observation"]["image_agentview"][0, -1], every)
+  for wrong in (1.01, -0.01, np.nan):
+    frame[1, 2, 3] = wrong
+    with pytest.raises(ValueError, match="agentview' is float32, but not all of it is in 0..1"):
+      keymap.translate(request, of, two)
+  frame[1, 2, 3] = 0
+  with pytest.raises(ValueError, match="'image_agentview' is float32; images are uint8"):
+    observing.batch(keymap.translate(request, of._replace(float_images=False), two), two)
+  whole = dict.fromkeys(names, (255 * frame).astype(np.int32))
+  with pytest.raises(ValueError, match="'image_agentview' is int32; images are uint8"):
+    observing.batch(keymap.translate(request | whole, of, two), two)
+
+
+def test_a_pattern_names_the_cameras_that_have_no_name_of_their_own(tmp_path):
+  path = tmp_path / "mine.json"
+  path.write_text(json.dumps({"state": ["s"], "images": {"*": "cam_*_rgb", "wrist": "hand"}}))
+  of = keymap.load(str(path), spec("libero"))
+  assert of.images == {"image": "cam_image_rgb", "wrist": "hand"}
+  for pattern in ("cam", "*_*", 3):
+    path.write_text(json.dumps({"state": ["s"], "images": {"*": pattern}}))
+    with pytest.raises(ValueError, match=r"mine.json calls all cameras .*; a name with one '\*'"):
+      keymap.load(str(path), spec("libero"))
+
+
+def test_a_number_joins_a_row():
+  of = keymap.load("droid", spec("droid"))
+  request = REQUESTS["droid"] | {"observation/gripper_position": 7.0}
+  seen = keymap.translate(request, of, spec("droid"))
+  np.testing.assert_array_equal(seen["state"], np.arange(8))
 
 
 def test_our_own_names_need_no_keymap():

