@@ -84,7 +84,8 @@ def export(
   draws = isinstance(trained.model, Policy) and trained.tokenizer is not None
   if sampling != Sampling() and not draws:
     raise ValueError(f"{sampling} is given, but {workdir} holds no policy that draws tokens")
-  seen = look(trained, sampling)
+  fingerprint = models.read_description(workdir)["dataset_fingerprint"]
+  seen = look(trained, fingerprint, sampling)
   params = jax.device_get(functions_lib.stored(trained.params, dtype))
   print(f"lowering for {', '.join(functions_lib.PLATFORMS)}", flush=True)
   built = functions_lib.build(trained.model, trained.tokenizer, params, sampling)
@@ -98,10 +99,18 @@ def export(
   return directory.read(out).spec
 
 
-def look(trained: models.Trained, sampling: Sampling) -> Seen | None:
-  """Returns what the run's data say; None, and says so, where they are not at their path."""
+def look(trained: models.Trained, fingerprint: str, sampling: Sampling) -> Seen | None:
+  """Returns what the run's data say; None, and says why, where they are not at their path.
+
+  Data that would have to be copied here, and those of another `fingerprint`, are not there.
+  """
+  data = trained.config.data
   try:
-    split = inputs.load(trained.config.data, trained.config.kind == "policy")
+    if remote := [each.path for each in data.datasets().values() if "://" in each.path]:
+      raise ValueError(f"{remote[0]} is not on this machine")
+    split = inputs.load(data, trained.config.kind == "policy")
+    if split.fingerprint != fingerprint:
+      raise ValueError("they are others by now")
   except (OSError, ValueError, ImportError) as error:
     print(f"note: without the run's data there is no rate and no tolerance ({error})", flush=True)
     return None

@@ -210,15 +210,22 @@ def test_bfloat16_halves_the_network_and_leaves_statistics(policy_workdir, expor
   assert chunk_CA.shape == (8, 3) and np.isfinite(chunk_CA).all()
 
 
-def test_without_the_data_there_is_neither_rate_nor_tolerance(policy_workdir, tmp_path, capsys):
+@pytest.mark.parametrize("where", ["gone", "others", "remote"])
+def test_without_the_data_there_is_neither_rate_nor_tolerance(
+  where, policy_workdir, tmp_path, capsys
+):
   moved = tmp_path / "moved"
   shutil.copytree(policy_workdir, moved)
   content = json.loads((moved / "config.json").read_text())
-  content["config"]["data"]["path"] = str(tmp_path / "gone")
+  paths = {"gone": tmp_path / "gone", "others": tmp_path / "others", "remote": "gs://none/data"}
+  content["config"]["data"]["path"] = str(paths[where])
   (moved / "config.json").write_text(json.dumps(content))
+  tiny.write_dataset(tmp_path / "others", seed=7)
   spec = exporter.export(moved, tmp_path / "out")
   assert spec.limits["rate"] is None and spec.tolerances == {}
-  assert "without the run's data there is no rate and no tolerance" in capsys.readouterr().out
+  printed = capsys.readouterr().out
+  why = {"gone": "gone", "others": "they are others by now", "remote": "is not on this machine"}
+  assert "without the run's data there is no rate" in printed and why[where] in printed
   assert all(row.passed for row in oat_jax.export.load(tmp_path / "out").check())
   assert "not known" in (tmp_path / "out" / "README.md").read_text()
 
