@@ -1,33 +1,25 @@
-"""What an environment is, and the registry of the suites that there are.
+"""What an environment is, and how one is made.
 
 An environment follows gymnasium's API and adds what this project needs: episodes that repeat from
-their seed, snapshots of the complete simulator state, and a scripted expert. Registered here is
-only what can be said without a simulator; `make` imports the room of the suite.
+their seed, snapshots of the complete simulator state, and a scripted expert. The suites stand in
+`suites`; `make` imports the room of one.
 """
 
-from collections.abc import Mapping
 import ctypes.util
 import importlib
 import importlib.metadata
 import os
 import sys
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
+from oat_jax.envs import suites
+from oat_jax.envs.suites import Suite
+
+suite = suites.get
+
 Observation = dict[str, np.ndarray]
-
-
-class Suite(NamedTuple):
-  """A set of tasks that share their observations, actions and horizon."""
-
-  name: str
-  tasks: tuple[str, ...]
-  max_steps: int  # control steps of an evaluated episode
-  action_dim: int
-  state_dim: int
-  proprioception_dim: int
-  instructions: Mapping[str, str]  # task -> sentence
 
 
 class Expert(Protocol):
@@ -79,32 +71,6 @@ class Env(Protocol):
   def close(self) -> None:
     """Frees the renderer."""
     ...
-
-
-_SUITES = {
-  # The four tasks on which OAT reports MetaWorld (arXiv 2602.04215).
-  "metaworld/mt4": Suite(
-    name="metaworld/mt4",
-    tasks=("box-close", "coffee-pull", "disassemble", "stick-pull"),
-    max_steps=300,
-    action_dim=4,
-    state_dim=39,
-    proprioception_dim=4,
-    instructions={
-      "box-close": "put the lid on the box",
-      "coffee-pull": "pull the mug away from the coffee machine",
-      "disassemble": "lift the nut off the peg",
-      "stick-pull": "pull the thermos with the stick",
-    },
-  ),
-}
-
-
-def suite(name: str) -> Suite:
-  """Returns the suite called `name`; ValueError, listing those known, where there is none."""
-  if name not in _SUITES:
-    raise ValueError(f"there is no suite '{name}'; known are {', '.join(sorted(_SUITES))}")
-  return _SUITES[name]
 
 
 def make(suite_name: str, task: str, cameras: tuple[str, ...] = (), image_size: int = 128) -> Env:
