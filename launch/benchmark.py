@@ -4,12 +4,12 @@ Examples:
   python launch/benchmark.py train --out=runs/bench/train.json
   python launch/benchmark.py peer --out=runs/bench/peer.json --peer=DIR --peer_python=FILE
 
-Sections: train (steps/s of tokenizer and policy, and what dispatching and saving hold the loop),
-act (ms by K and of Diffusion Policy, on one core), data (index, windows, images, memory),
-tokenizers (ms of encoding and decoding, on one core), peer (the training step beside a checkout of
-the PyTorch implementation), faults (a run that is killed 50 times against one that is not), serve
-(round trips to a served export, many clients, memory over three minutes of them). Read times as
-ratios within one run, or as CPU seconds beside the calibration kernel's of the same run.
+Sections: train (steps/s; what dispatching and saving hold the loop), act (ms by K and of Diffusion
+Policy, on one core), data (index, windows, images, memory), tokenizers (ms, on one core), peer (the
+training step beside the PyTorch implementation's, by a python with torch, einops, hydra-core, dill,
+zarr and numpy), faults (a run that is killed 50 times), serve (round trips to an export, many
+clients, memory). Read times as ratios within one run, or as CPU seconds beside the calibration
+kernel's of the same run.
 """
 
 import json
@@ -26,9 +26,7 @@ _CORES = flags.DEFINE_integer(
   "cores", None, "How many to run on; 0: all. If unset, 1 for act and tokenizers, else all."
 )
 _PEER = flags.DEFINE_string("peer", None, "For peer: the checkout.")
-_PEER_PYTHON = flags.DEFINE_string(
-  "peer_python", None, "For peer: a python with torch, einops, hydra-core, dill, zarr and numpy."
-)
+_PEER_PYTHON = flags.DEFINE_string("peer_python", None, "For peer: its python, see above.")
 _EXPORT = flags.DEFINE_string("export", None, "For serve: the export directory.")
 SECTIONS = ("train", "act", "data", "tokenizers", "peer", "faults", "serve")
 ON_ONE_CORE = ("act", "tokenizers")
@@ -53,10 +51,8 @@ def main(section: str) -> None:
   ]
   get = lambda name, size: runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"](size)
   configs = {f"{name.removesuffix('_oat')}_{size}": get(name, size) for name, size in variants}
-  own = {
-    "peer": {"checkout": _PEER.value, "python": _PEER_PYTHON.value},
-    "serve": {"export": _EXPORT.value or ""},
-  }
+  own = {"peer": {"checkout": _PEER.value, "python": _PEER_PYTHON.value}}
+  own["serve"] = {"export": _EXPORT.value or ""}
   figures = clock.calibration()
   run = importlib.import_module(f"oat_jax.bench.{section}").run
   figures |= run(configs, _SCALE.value, **own.get(section, {}))

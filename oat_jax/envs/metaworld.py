@@ -228,7 +228,12 @@ def goals(name: str, seed: int) -> np.ndarray:
   inner = metaworld.ALL_V3_ENVIRONMENTS[name]()
   inner._freeze_rand_vec = False
   inner._set_task_called = True
-  inner._reset_hand = lambda steps=50: setattr(inner, "init_tcp", inner.tcp_center)
+
+  def reset_hand(steps=50):
+    mujoco.mj_forward(inner.model, inner.data)  # poses that some tasks look at
+    inner.init_tcp = inner.tcp_center
+
+  inner._reset_hand = reset_hand
   inner.do_simulation = lambda *args, **kwargs: None
   drawn = []
   before = np.random.get_state()
