@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   add("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
   add("--port", type=int, default=8000, help="of the websocket; 0 chooses one (%(default)s)")
   add("--grpc-port", type=int, help="of the gRPC service; none if it is not given")
-  add("--replan", type=int, default=8, help="of gRPC: steps executed of a chunk (%(default)s)")
+  add("--replan", type=int, help="of gRPC: steps executed of a chunk (8, or all if it has fewer)")
   add("--keymap", default="", help="names of observations: a ready one, or a JSON file")
   add("--grpc-keymap", default="praxis", help="the same of gRPC (%(default)s)")
   add("--token-file", help="file with the token that clients must send")
@@ -124,8 +124,9 @@ async def _serve(settings: argparse.Namespace) -> None:
   keymap = keymap_lib.load(settings.keymap, policy.spec.batch)
   grpc_keymap = grpc and keymap_lib.load(settings.grpc_keymap, policy.spec.batch)
   horizon = policy.spec.batch.action_horizon
-  if not 1 <= settings.replan <= horizon:
-    raise ValueError(f"--replan is {settings.replan}; it must be in 1..{horizon}, a chunk's steps")
+  replan = min(8, horizon) if settings.replan is None else settings.replan
+  if not 1 <= replan <= horizon:
+    raise ValueError(f"--replan is {replan}; it must be in 1..{horizon}, a chunk's steps")
   service = service_lib.Service(
     policy,
     keymap,
@@ -149,7 +150,7 @@ async def _serve(settings: argparse.Namespace) -> None:
         settings.host,
         settings.grpc_port,
         keymap=grpc_keymap,
-        replan=settings.replan,
+        replan=replan,
         token=token,
         message_bytes=message_bytes,
         request_s=settings.request_s,

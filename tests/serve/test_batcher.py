@@ -1,5 +1,6 @@
 """Requests are run together where they are alike, in order, and each has its own answer."""
 
+import math
 import threading
 import time
 
@@ -109,3 +110,18 @@ def test_it_waits_for_clients_that_are_there_but_not_for_long():
   made = batcher.Batcher(device, max_batch=4, window_ms=20, clients=lambda: 2)
   assert made.submit("a", 3).result(10) == 3  # the other one never asks
   made.close()
+
+
+def test_it_says_for_how_long_a_batch_has_been_running():
+  device = Device()
+  made, first = start(device)
+  time.sleep(0.05)
+  assert 0.05 <= made.busy_s() < 10
+  device.go.set()
+  first.result(10)
+  until = time.monotonic() + 10
+  while made.busy_s() and time.monotonic() < until:
+    time.sleep(0.001)
+  assert made.busy_s() == 0
+  made.close()
+  assert made.busy_s() == math.inf
