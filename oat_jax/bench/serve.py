@@ -5,12 +5,11 @@ cores, both pay. The last part keeps clients coming, breaking off and coming bac
 second, and looks at the server's memory.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import os
 import pathlib
 import random
 import re
-import statistics
 import subprocess
 import sys
 import threading
@@ -21,6 +20,7 @@ import numpy as np
 from websockets.sync import client
 
 from oat_jax import batch as batch_lib
+from oat_jax.evaluate import rollout
 from oat_jax.export import loader
 from oat_jax.serve import wire
 
@@ -65,15 +65,9 @@ def _request(policy: loader.ExportedPolicy) -> dict[str, Any]:
   }
 
 
-def _typical(call: Any, count: int) -> dict[str, float]:
-  for _ in range(20):
-    call()
-  times = []
-  for _ in range(count):
-    begin = time.perf_counter()
-    call()
-    times.append(1e3 * (time.perf_counter() - begin))
-  return {"p50": statistics.median(times), "p95": float(np.percentile(times, 95))}
+def _typical(call: Callable[[], Any], count: int) -> dict[str, float]:
+  found = rollout.latency_ms([call] * count)
+  return {name: found[name] for name in ("p50", "p95")}
 
 
 def _ask(connection: Any, data: bytes) -> None:

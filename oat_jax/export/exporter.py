@@ -16,6 +16,7 @@ from oat_jax.data import normalization
 from oat_jax.export import card
 from oat_jax.export import directory
 from oat_jax.export import functions as functions_lib
+from oat_jax.export import samples
 from oat_jax.export import steps
 from oat_jax.export import versions
 from oat_jax.perception import observation
@@ -28,7 +29,6 @@ from oat_jax.train import inputs
 from oat_jax.train import models
 
 DTYPES = ("float32", "bfloat16")
-ROWS = 8  # of the self-test
 WINDOWS = 1024  # held-out ones that tolerances are measured on
 RATE_WINDOWS = (
   200_000  # training ones that rates are measured on, evenly spaced where there are more
@@ -84,13 +84,13 @@ def export(
   draws = isinstance(trained.model, Policy) and trained.tokenizer is not None
   if sampling != Sampling() and not draws:
     raise ValueError(f"{sampling} is given, but {workdir} holds no policy that draws tokens")
-  fingerprint = models.read_description(workdir)["dataset_fingerprint"]
-  seen = look(trained, fingerprint, sampling)
+  description = models.read_description(workdir)
+  seen = look(trained, description["dataset_fingerprint"], sampling)
   params = jax.device_get(functions_lib.stored(trained.params, dtype))
   print(f"lowering for {', '.join(functions_lib.PLATFORMS)}", flush=True)
   built = functions_lib.build(trained.model, trained.tokenizer, params, sampling)
   selftest = _selftest(trained, built, params, seen)
-  spec = _spec(trained, built, sampling, seen, dtype, workdir)
+  spec = _spec(trained, built, sampling, seen, dtype, description, workdir)
   arrays = parameters.to_arrays(params)
   serialised = {name: bytes(each.serialize()) for name, each in built.items()}
   size = sum(x.size for x in arrays.values())
@@ -114,11 +114,11 @@ def look(trained: models.Trained, fingerprint: str, sampling: Sampling) -> Seen 
   except (OSError, ValueError, ImportError) as error:
     print(f"note: without the run's data there is no rate and no tolerance ({error})", flush=True)
     return None
-  held_out = inputs.evenly(split.validation, ROWS)
+  held_out = inputs.evenly(split.validation, samples.ROWS)
   tolerances = {}
   if isinstance(trained.model, Policy) and trained.model.refines:
     tolerances = _tolerances(trained, sampling, inputs.evenly(split.validation, WINDOWS))
-  windows = held_out(np.resize(np.arange(len(held_out)), ROWS))
+  windows = held_out(np.resize(np.arange(len(held_out)), samples.ROWS))
   return Seen(windows, _rate(split), tolerances)
 
 
@@ -165,11 +165,10 @@ def _selftest(
   found: dict[str, Any] = {}
   if trained.tokenizer is not None:
     tokenizer, dataset_B = trained.tokenizer, windows["dataset"]
-    rng = np.random.default_rng(0)  # every sequence is a motion
-    tokens_BN = rng.integers(0, tokenizer.vocab_size, (ROWS, tokenizer.max_tokens), np.int32)
-    decode = lambda K: call["decode"](inner, tokens_BN, np.int32(K), dataset_B)
+    decode = lambda tokens_BN, K: call["decode"](inner, tokens_BN, np.int32(K), dataset_B)
+    tokens_BN, actions = samples.decoded(tokenizer, decode)
     found["decode"] = {"tokens": tokens_BN, "dataset": dataset_B}
-    found["decode"]["actions"] = {str(K): decode(K) for K in _some(tokenizer.budgets)}
+    found["decode"]["actions"] = {str(K): x for K, x in actions.items()}
     if "encode" in call:
       chunk = windows["actions"], windows["action_mask"], dataset_B
       found["encode"] = {"actions": chunk[0], "mask": chunk[1], "dataset": chunk[2]}
@@ -177,9 +176,8 @@ def _selftest(
   if policy:
     batch = {name: windows[name] for name in batch_lib.ACTING}
     key = np.array([0, 1], np.uint32)
-    acted = {
-      str(K): call["act"](params, batch, key, np.int32(K)) for K in _some(trained.model.budgets)
-    }
+    some = samples.some(trained.model.budgets)
+    acted = {str(K): call["act"](params, batch, key, np.int32(K)) for K in some}
     found["act"] = {"batch": batch, "key": key, "actions": {K: x for K, (x, _) in acted.items()}}
     if trained.tokenizer is not None:
       found["act"]["tokens"] = {K: info["tokens_BN"] for K, (_, info) in acted.items()}
@@ -191,14 +189,9 @@ def _selftest(
   return jax.device_get(found)
 
 
-def _some(budgets: tuple[int, ...]) -> list[int]:
-  """Returns the shortest, a middle and the longest prefix."""
-  return sorted({budgets[0], budgets[len(budgets) // 2], budgets[-1]})
-
-
 def _drawn(trained: models.Trained) -> dict[str, Any]:
   """Returns windows drawn by the statistics, where there are no data."""
-  batch = batch_lib.fake(trained.spec, ROWS)
+  batch = batch_lib.fake(trained.spec, samples.ROWS)
   known = _action_statistics(trained.params)
   low_BA, high_BA = (np.asarray(known[end])[batch["dataset"]][:, None] for end in ("min", "max"))
   batch["actions"] = (low_BA + (batch["actions"] + 1) / 2 * (high_BA - low_BA)).astype(np.float32)
@@ -218,6 +211,7 @@ def _spec(
   sampling: Sampling,
   seen: Seen | None,
   dtype: str,
+  description: Mapping[str, Any],
   workdir: str | os.PathLike,
 ) -> directory.Spec:
   spec, tokenizer, config = trained.spec, trained.tokenizer, trained.config
@@ -227,7 +221,6 @@ def _spec(
   if policy:
     statistics["state"] = _lists(trained.params["statistics"])
   low_GA, high_GA = np.asarray(known["min"]), np.asarray(known["max"])
-  description = models.read_description(workdir)
   inner = description["tokenizer"]
   if not policy:
     inner = {"model": description["config"]["model"], "spec": description["spec"]}

@@ -18,13 +18,13 @@ import numpy as np
 from oat_jax import files
 from oat_jax import tokenizers
 from oat_jax.export import numpy_decode
+from oat_jax.export import samples
 from oat_jax.export import steps
 from oat_jax.export import versions
 from oat_jax.tokenizers.tokenizer import Tokenizer
 from oat_jax.train import models
 
 FORMAT_VERSION = 1
-ROWS = 8  # of the self-test
 
 
 def export(
@@ -79,13 +79,11 @@ def _npz(arrays: Mapping[str, np.ndarray]) -> bytes:
 
 
 def _selftest(tokenizer: Tokenizer, params: Any) -> dict[str, np.ndarray]:
-  rng = np.random.default_rng(0)
-  tokens_BN = rng.integers(0, tokenizer.vocab_size, (ROWS, tokenizer.max_tokens), np.int32)
-  dataset_B = np.arange(ROWS, dtype=np.int32) % tokenizer.spec.num_datasets
-  decode = lambda K: np.asarray(tokenizer.decode(params, tokens_BN, K, dataset_B))
-  budgets = tokenizer.budgets
-  some = sorted({budgets[0], budgets[len(budgets) // 2], budgets[-1]})
-  return {f"actions_{K}": decode(K) for K in some} | {"tokens": tokens_BN, "dataset": dataset_B}
+  dataset_B = np.arange(samples.ROWS, dtype=np.int32) % tokenizer.spec.num_datasets
+  decode = lambda tokens_BN, K: np.asarray(tokenizer.decode(params, tokens_BN, K, dataset_B))
+  tokens_BN, actions = samples.decoded(tokenizer, decode)
+  named = {f"actions_{K}": x for K, x in actions.items()}
+  return named | {"tokens": tokens_BN, "dataset": dataset_B}
 
 
 def write_down(tokenizer: Tokenizer, params: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

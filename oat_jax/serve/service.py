@@ -42,14 +42,12 @@ class Answer(NamedTuple):
     num_tokens: that it took.
     deadline_met: whether it was there in time, as far as the server can see.
     ms: of the batch that it was computed in.
-    total_ms: from the request on.
   """
 
   actions_CA: np.ndarray
   num_tokens: int
   deadline_met: bool
   ms: float
-  total_ms: float
 
 
 class _Item(NamedTuple):
@@ -183,7 +181,7 @@ class Service:
         continue
       took = item.clock.ms
       met = item.deadline_ms is None or took <= item.deadline_ms
-      answers.append(Answer(allowed_CA, int(spent), met, info["ms"], took))
+      answers.append(Answer(allowed_CA, int(spent), met, info["ms"]))
       self.figures.answered(int(spent), took, met)
     return answers
 

@@ -129,7 +129,7 @@ def test_without_the_token_nobody_is_answered(service):
 
 def test_a_failure_inside_is_not_told(service, client, monkeypatch):
   def breaks(batch, **settings):
-    raise RuntimeError("secret of /home/user")
+    raise RuntimeError("secret of the host")
 
   monkeypatch.setattr(service.policy, "act_on", breaks)
   client.reset()
@@ -167,7 +167,7 @@ class Scripted:
     spec = self.policy.spec.batch
     steps_C = i + np.arange(spec.action_horizon, dtype=np.float32) / 100
     actions_CA = np.repeat(steps_C[:, None], spec.action_dim, 1)
-    self.asked[i][2].set_result(service_lib.Answer(actions_CA, 8, True, 1.0, 1.0))
+    self.asked[i][2].set_result(service_lib.Answer(actions_CA, 8, True, 1.0))
 
   def has_asked(self, count):
     return lambda: len(self.asked) == count
@@ -366,16 +366,16 @@ def test_a_call_without_a_message_is_told():
 
 def test_failures_are_logged_and_told_where_that_is_wanted(caplog, monkeypatch):
   def breaks():
-    raise TypeError("secret of /home/user")
+    raise TypeError("secret of the host")
 
   service = Scripted()
   monkeypatch.setattr(service, "metadata", breaks)
-  for debug, told in ((False, "the server failed"), (True, "TypeError: secret of /home/user")):
+  for debug, told in ((False, "the server failed"), (True, "TypeError: secret of the host")):
     with serving(service, debug=debug) as port, connected(port) as client:
       with pytest.raises(grpc.RpcError) as error:
         client.health_check()
     assert (error.value.code(), error.value.details()) == (grpc.StatusCode.INTERNAL, told)
-    assert caplog.text.count("TypeError: secret of /home/user") == 1 + debug
+    assert caplog.text.count("TypeError: secret of the host") == 1 + debug
 
 
 @pytest.mark.parametrize("kind", ["uint8", "float32"])

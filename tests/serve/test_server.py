@@ -269,11 +269,11 @@ def test_any_order_of_bytes_and_layout_will_do(server, policy):
 
 def test_a_failure_inside_is_not_told_unless_wanted(policy):
   def breaks(batch, **settings):
-    raise RuntimeError("secret of /home/user")
+    raise RuntimeError("secret of the host")
 
   policy.act_on = breaks
   try:
-    for debug, told in ((False, "InternalError: the server failed"), (True, "secret of /home")):
+    for debug, told in ((False, "InternalError: the server failed"), (True, "secret of the host")):
       with serving(policy, warm=False, debug=debug) as (port, service, _):
         connection, _ = connect(port)
         with connection:
