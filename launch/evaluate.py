@@ -34,7 +34,7 @@ _ENSEMBLE = flags.DEFINE_float(
 _MAX_STEPS = flags.DEFINE_integer("max_steps", None, "Control steps; the suite's by default.")
 _PROCESSES = flags.DEFINE_integer("processes", None, "Simulator processes; one per core if unset.")
 _VIDEOS = flags.DEFINE_integer("videos", 0, "Failed episodes of each setting to write as mp4.")
-_VIDEO_CAMERA = flags.DEFINE_string("video_camera", "corner2", "Camera of the videos.")
+_VIDEO_CAMERA = flags.DEFINE_string("video_camera", "", "Of the videos; the suite's if unset.")
 _REPLACE = flags.DEFINE_bool("replace", False, "Give up a report in OUT of another evaluation.")
 _OUT = flags.DEFINE_string("out", None, "Of the report; WORKDIR/report[/STOP] by default.")
 

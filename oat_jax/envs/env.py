@@ -101,7 +101,7 @@ def make(suite_name: str, task: str, cameras: tuple[str, ...] = (), image_size: 
 
 def versions(suite_name: str) -> dict[str, str]:
   """Returns package -> version of what an episode's numbers depend on; ImportError as in `make`."""
-  packages = (suite(suite_name).name.partition("/")[0], "mujoco", "numpy")
+  packages = suite(suite_name).packages
   try:
     return {package: importlib.metadata.version(package) for package in packages}
   except ImportError as error:
@@ -136,5 +136,5 @@ def choose_renderer() -> None:
 
 def _missing(suite_name: str, error: ImportError) -> str:
   return (
-    f"the simulator of suite {suite_name} is not installed ({error}); pip install 'oat-jax[sim]'"
+    f"the simulator of suite {suite_name} is not installed ({error}); {suite(suite_name).install}"
   )

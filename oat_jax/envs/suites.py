@@ -14,6 +14,9 @@ class Suite(NamedTuple):
   state_dim: int
   proprioception_dim: int
   instructions: Mapping[str, str]  # task -> sentence
+  packages: tuple[str, ...]  # whose versions an episode's numbers depend on
+  install: str  # the command that brings the simulator
+  video_camera: str  # what an onlooker sees best by
 
 
 # MetaWorld's 50 tasks (arXiv 1910.10897), and what each asks for.
@@ -80,6 +83,9 @@ def _metaworld(name: str, tasks: tuple[str, ...], max_steps: int) -> Suite:
     state_dim=39,
     proprioception_dim=4,
     instructions={task: _METAWORLD[task] for task in tasks},
+    packages=("metaworld", "mujoco", "numpy"),
+    install="pip install 'oat-jax[sim]'",
+    video_camera="corner2",
   )
 
 

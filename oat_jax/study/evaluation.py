@@ -74,7 +74,7 @@ class Evaluation:
     max_steps: int | None = None,
     processes: int | None = None,
     videos: int = 0,
-    video_camera: str = "corner2",
+    video_camera: str = "",
     out: str | os.PathLike | None = None,
     replace: bool = False,
   ):
@@ -99,7 +99,7 @@ class Evaluation:
       processes: of the simulator.
       videos: as many failed episodes of each setting are written as OUT/videos/*.mp4, acted again
         with the actions that were executed. A setting whose videos are not there is run again.
-      video_camera: the simulator's camera that videos look through.
+      video_camera: the simulator's camera that videos look through; the suite's own choice if "".
       out: the report's directory; by default `workdir`/report, `refinement` in it with that stop.
       replace: give up a report of another model, other goals or versions that lies there.
 
@@ -116,6 +116,7 @@ class Evaluation:
         "actions and states, so train on them: config.data without standard and mixture"
       )
     suite = env_lib.suite(suite_name)
+    video_camera = video_camera or suite.video_camera
     if episodes < 1:
       raise ValueError(f"episodes is {episodes}; it must be at least 1")
     if videos < 0:
