@@ -55,6 +55,7 @@ setup(
   entry_points={
     "console_scripts": [
       "oat-jax-check = oat_jax.export.loader:main",
+      "oat-jax-evaluate = oat_jax.evaluate.run:main",
       "oat-jax-serve = oat_jax.serve.run:main",
     ]
   },

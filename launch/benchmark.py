@@ -38,8 +38,8 @@ def main(section: str) -> None:
 
   from oat_jax import config
   from oat_jax.bench import clock
+  from oat_jax.evaluate import evaluation
   from oat_jax.evaluate import report
-  from oat_jax.study import evaluation
 
   config.choose(section, SECTIONS, "section")
   # Before jax counts the cores: a robot has one for this, and further threads would only spin.
@@ -62,7 +62,7 @@ def main(section: str) -> None:
   out = pathlib.Path(_OUT.value)
   out.parent.mkdir(parents=True, exist_ok=True)
   content = {"section": section, **figures, **clock.machine()}
-  content |= {f"version_{name}": version for name, version in evaluation.versions().items()}
+  content |= {f"version_{k}": v for k, v in evaluation.versions("metaworld", "mujoco").items()}
   report.write_text(out, json.dumps(content, indent=2) + "\n")
 
 

@@ -49,7 +49,14 @@ MAY_IMPORT = {
   "data": {"batch", "data.normalization"},
   "data.normalization": set(),
   "envs": {"data"},
+  "envs.goals": set(),
   "evaluate": set(),
+  "evaluate.subject": {"batch", "evaluate"},
+  "evaluate.evaluation": {"", "config", "envs", "envs.goals", "evaluate", "evaluate.subject"},
+  "evaluate.described": {"batch"},
+  "evaluate.exported": {"evaluate", "evaluate.described", "export.directory", "export.loader"},
+  "evaluate.remote": {"batch", "evaluate", "evaluate.described", "serve.wire"},
+  "evaluate.run": {f"evaluate.{name}" for name in ("evaluation", "exported", "remote")},
   "train": set(),  # train/__init__.py
   "train.config": {"config"},
   "train.metrics": set(),
@@ -71,7 +78,8 @@ MAY_IMPORT = {
   "study": MODELS
   | TRAIN
   | LOOP
-  | {"parallel", "data", "data.normalization", "envs", "evaluate", "bench.clock", ""},
+  | {"parallel", "data", "data.normalization", "envs", "envs.goals", "bench.clock", ""}
+  | {"evaluate", "evaluate.evaluation"},
   # Who receives an export needs these only, and neither flax nor what trained it.
   "export.directory": {"batch", "files", "parameters"},
   "export.limits": set(),
@@ -82,12 +90,14 @@ MAY_IMPORT = {
   "export.numpy_decode": set(),
   "export.observing": {"batch"},
   "export.versions": {""},
-  "serve": {"batch", *(f"export.{name}" for name in ("limits", "loader", "observing"))},
+  "serve": {"batch", "serve.wire"}
+  | {f"export.{name}" for name in ("directory", "limits", "loader", "observing")},
+  "serve.wire": set(),
   # Who writes it: exporter, functions, source, card, to_numpy.
   "export": MODELS
   | TRAIN
   | LOOP
-  | {"data.normalization"}
+  | {"data.normalization", "envs.goals"}
   | {f"export.{name}" for name in ("directory", "loader", "numpy_decode", "versions")},
   "bench.clock": set(),
   "bench.peer_torch": set(),  # runs in another interpreter
@@ -95,7 +105,7 @@ MAY_IMPORT = {
   | TRAIN
   | LOOP
   | {"parallel", "data", "data.normalization", "envs", "evaluate", "bench.clock"}
-  | {"serve", "export.loader"},
+  | {"serve", "serve.wire", "export.loader"},
 }
 
 # Package -> the rooms, or modules, that may import it; packages that are not here are free.
@@ -120,7 +130,7 @@ ONLY_IN = {
     "bench",
   },  # fmt: skip
   "msgpack": {"serve.wire"},
-  "websockets": {"serve.websocket", "bench.serve"},
+  "websockets": {"serve.websocket", "bench.serve", "evaluate.remote"},
   "grpc": {"serve.grpc"},
   "praxis_remote": {"serve.grpc"},
   "tensorboardX": {"train.metrics"},
@@ -158,6 +168,10 @@ NOTHING_BUT = {
   "parallel": {"jax", "numpy"},
   "cost": {"jax", "numpy"},
   "evaluate": {"imageio_ffmpeg", "numpy", "scipy", "tqdm"},
+  "evaluate.subject": {"numpy"},
+  "evaluate.evaluation": set(),
+  "evaluate.described": set(),
+  "evaluate.remote": {"numpy", "websockets"},
   "export.directory": {"numpy"},
   "export.limits": {"numpy"},
   "export.loader": {"jax", "numpy"},
@@ -240,7 +254,7 @@ def test_every_import_goes_the_way_of_the_rooms():
     ("policies.autoregressive", "from oat_jax.train import state"),
     ("train.step", "class A:\n  def f(self):\n    import oat_jax.train.loop"),
     ("train.state", "from oat_jax.train.loop import train"),
-    ("train.loop", "from oat_jax.study import evaluation"),
+    ("train.loop", "from oat_jax.study import trained"),
     ("study.quickstart", "from launch import command"),
     ("bench.act", "import configs.policy_oat"),
     ("train.loop", "import command"),
@@ -280,7 +294,7 @@ heavy = ("jax", "flax", "numpy", "optax", "orbax", "grain", "tensorflow", "matpl
 loaded = lambda: [name for name in heavy if name in sys.modules]
 import oat_jax
 seen = {"oat_jax": loaded()}
-import oat_jax.evaluate.report, oat_jax.evaluate.rollout, oat_jax.evaluate.video
+import oat_jax.evaluate.run, oat_jax.evaluate.video  # where the policy is behind a server
 import oat_jax.envs.env, oat_jax.envs.vector  # what every simulator process imports
 seen["evaluate and envs"] = loaded()
 print(json.dumps(seen))

@@ -11,8 +11,9 @@ import pytest
 import tiny
 
 from oat_jax.evaluate import rollout
-from oat_jax.study import evaluation
+from oat_jax.export import loader
 from oat_jax.study import quickstart as study
+from oat_jax.study import trained
 
 pytest.importorskip("metaworld", reason="the extra `sim` is not installed")
 
@@ -194,7 +195,7 @@ def test_an_evaluation_that_was_stopped_goes_on(quickstart, tmp_path, monkeypatc
     settings = {"num_tokens": (1, 8), "replans": (8,), "episodes": 1, "max_steps": 16}
     settings |= {"temperature": 1.0, "out": str(tmp_path / out)} | changes
     workdir = quickstart[0] / "policy"
-    rows = evaluation.Evaluation(workdir, "metaworld/mt4", **settings).run()["episodes"]
+    rows = trained.evaluation(workdir, "metaworld/mt4", **settings).run()["episodes"]
     return [row | {"policy_ms": 0 < row["policy_ms"] < 1e4} for row in rows]
 
   def stops(*args, **settings):
@@ -219,6 +220,29 @@ def test_an_evaluation_that_was_stopped_goes_on(quickstart, tmp_path, monkeypatc
     evaluate("parts", seeds=(50_000,))
   evaluate("parts", seeds=(50_000,), replace=True)  # nothing is known about other goals
   assert calls == [1, 8, 8, 1, 8]
+
+
+def test_its_export_is_evaluated_alike_here_and_through_a_server(quickstart, tmp_path):
+  served = pytest.importorskip("served", reason="the extra `serve` is not installed")
+  export, before = tmp_path / "export", quickstart[0] / "evaluation" / "policy"
+  command("launch/export.py", f"--workdir={quickstart[0] / 'policy'}", f"--out={export}")
+  known = json.loads((before / "evaluation.json").read_text())
+  args = ["--num_tokens=8", "--replan=8", "--episodes=1"]
+  args += [f"--max_steps={known['facts']['max_steps']}"]
+  command("launch/evaluate.py", *args, f"--export={export}", f"--out={tmp_path / 'here'}")
+  with served.serving(loader.load(export), max_batch=4) as (port, _, _):
+    there = f"--server=127.0.0.1:{port}"
+    command("launch/evaluate.py", *args, there, f"--out={tmp_path / 'there'}")
+  plain = lambda content: [
+    {name: value for name, value in row.items() if name != "policy_ms"}
+    for row in content["episodes"]
+    if (row["num_tokens"], row["replan"]) == (8, 8)
+  ]
+  found = [json.loads((tmp_path / f"{x}/evaluation.json").read_text()) for x in ("here", "there")]
+  assert plain(known) == plain(found[0]) == plain(found[1]) and len(plain(known)) == len(TASKS)
+  for content in found:
+    assert content["facts"]["goals_never_demonstrated"] == "checked"
+    assert content["facts"]["model"] == known["facts"]["model"]
 
 
 def test_failed_episodes_become_videos(quickstart, tmp_path):

@@ -28,6 +28,20 @@ def spec(**changes):
   return batch_lib.BatchSpec(**(sizes | {"task_names": ("lift", "push")} | changes))
 
 
+def simulated(B=3, **images):
+  """The state of B episodes of random numbers, and images (height, width) by name."""
+  from oat_jax.envs import vector
+
+  rng = np.random.default_rng(0)
+  observation = {
+    "state": rng.normal(size=(B, 2, 5)).astype(np.float32),
+    "proprioception": rng.normal(size=(B, 2, 4)).astype(np.float32),
+    **{name: rng.integers(0, 256, (B, 2, *size, 3), np.uint8) for name, size in images.items()},
+  }
+  flags = [np.zeros(B, bool)] * 2
+  return vector.VectorState(observation, np.ones((B, 2), bool), *flags, *[np.zeros(B, int)] * 2)
+
+
 def statistics(dims, datasets=1, seed=0):
   """Statistics of uniform values, another range for every dimension and dataset."""
   from oat_jax.data import normalization

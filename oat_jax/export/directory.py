@@ -42,7 +42,8 @@ class Spec:
     dtype: how the network's parameters are stored.
     state: the features that `state` is made of, one behind the other, as the dataset names them.
     observation: {name: {dtype, shape, range}} of what is observed; B, T stand for their sizes.
-    actions: {low, high, units}: the training range (datasets, A), inside which every chunk lies.
+    actions: {low, high, units}: the training range (datasets, A), inside which every chunk lies;
+      units are `batch.OWN_UNITS`, or say which standard the dataset was brought to.
     limits: {low, high, rate}: what a robot is ever told, (A,); rate is the largest change from step
       to step, or None where nobody knows it. See `limits`.
     statistics: {actions, state: {min, max, mean, std, q01, q99}} of the training data, (datasets,
@@ -56,6 +57,8 @@ class Spec:
     checkpoint: {step, digest, workdir, dataset_fingerprint}.
     versions: of the packages that wrote this.
     source: the configurations that the functions can be built from again.
+    demonstrated: {suite, begin, end}: the episode seeds whose goals the training data show, so that
+      nobody reports success on them; None where the data do not tell.
   """
 
   kind: str
@@ -76,6 +79,7 @@ class Spec:
   checkpoint: Mapping[str, Any]
   versions: Mapping[str, str]
   source: Mapping[str, Any]
+  demonstrated: Mapping[str, Any] | None = None
 
 
 class Content(NamedTuple):
@@ -86,6 +90,29 @@ class Content(NamedTuple):
   params: dict[str, Any]
   functions: dict[str, bytes]
   selftest: dict[str, np.ndarray]
+
+
+def description(spec: Spec) -> dict[str, Any]:
+  """Returns what one who acts with an export needs to know of it, as plain values.
+
+  A server tells it to its clients; arrays, functions and files are left out.
+  """
+  return {
+    "kind": spec.kind,
+    "model": spec.name,
+    "batch": dataclasses.asdict(spec.batch),
+    "dtype": spec.dtype,
+    "state": list(spec.state),
+    "observation": dict(spec.observation),
+    "units": spec.actions["units"],
+    "limits": dict(spec.limits),
+    "tokens": None if spec.tokens is None else dict(spec.tokens),
+    "sampling": dict(spec.sampling),
+    "tolerances": dict(spec.tolerances),
+    "checkpoint": dict(spec.checkpoint),
+    "demonstrated": None if spec.demonstrated is None else dict(spec.demonstrated),
+    "versions": dict(spec.versions),
+  }
 
 
 def write(

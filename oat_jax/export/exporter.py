@@ -13,6 +13,7 @@ from oat_jax import config as config_lib
 from oat_jax import files
 from oat_jax import parameters
 from oat_jax.data import normalization
+from oat_jax.envs import goals
 from oat_jax.export import card
 from oat_jax.export import directory
 from oat_jax.export import functions as functions_lib
@@ -235,7 +236,7 @@ def _spec(
     dtype=dtype,
     state=_features(config.data) if policy else (),
     observation=_observation(trained) if policy else {},
-    actions={"low": low_GA.tolist(), "high": high_GA.tolist(), "units": "of the dataset"},
+    actions={"low": low_GA.tolist(), "high": high_GA.tolist(), "units": _units(config.data)},
     limits={
       "low": low_GA.min(0).tolist(),
       "high": high_GA.max(0).tolist(),
@@ -267,6 +268,7 @@ def _spec(
       "policy": description["config"]["model"] if policy else None,
       "tokenizer": None if inner is None else {"model": inner["model"], "spec": inner["spec"]},
     },
+    demonstrated=None if config.data.mixture else goals.demonstrated(config.data.path),
   )
 
 
@@ -274,6 +276,14 @@ def _lists(statistics: Mapping[str, Any]) -> dict[str, Any]:
   """Returns what JSON holds of a model's statistics."""
   names = [name for name in normalization.Statistics._fields if name in statistics]
   return {name: np.asarray(statistics[name]).tolist() for name in names}
+
+
+def _units(data: train_config.Data) -> str:
+  """Returns what a number of an action means: the dataset's own, or a known dataset's standard."""
+  standards = sorted({each.standard for each in data.datasets().values() if each.standard})
+  if standards:
+    return f"standardised from {', '.join(standards)}"
+  return "rearranged" if data.actions else batch_lib.OWN_UNITS
 
 
 def _features(data: train_config.Data) -> tuple[str, ...]:

@@ -225,6 +225,10 @@ class ExportedPolicy(Exported):
     batch = jax.tree.map(row, self._selftest["act"]["batch"])
     return self._acting.measure(batch, repeats=repeats, **self._stop(mean_tokens))
 
+  def samples(self) -> dict[str, Any]:
+    """Returns the batch that the policy acts on in the self-test."""
+    return self._selftest["act"]["batch"]
+
   def check_mean_tokens(self, mean_tokens: int | None) -> None:
     """Raises ValueError unless the export knows how so many tokens are spent on average."""
     known = self.spec.tolerances
@@ -352,14 +356,10 @@ def _policy(spec: directory.Spec, functions: Mapping[str, Any]) -> Policy:
       return functions["act"].call(params, batch, words, num_tokens)
     return functions["act_until"].call(params, batch, words, num_tokens, tolerance)
 
-  untrained: Any = None
+  untrained: Any = dict.fromkeys(("init", "axes", "loss", "evaluate", "prepare"))
   return Policy(
-    init=untrained,
-    axes=untrained,
-    loss=untrained,
-    evaluate=untrained,
+    **untrained,
     act=act,
-    prepare=None,
     spec=spec.batch,
     max_tokens=spec.tokens["max_tokens"] if spec.tokens else 1,
     budgets=tuple(spec.tokens["budgets"]) if spec.tokens else (1,),

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from oat_jax.export import directory
 from oat_jax.export import limits as limits_lib
 from oat_jax.export import loader
 from oat_jax.serve import batcher
@@ -108,20 +109,13 @@ class Service:
   def metadata(self) -> dict[str, Any]:
     """Returns what a client is told first: all of the spec that it can use, as plain values."""
     spec = self.policy.spec
-    return {
+    return directory.description(spec) | {
       "server": "oat_jax",
-      "model": spec.name,
       "action_horizon": spec.batch.action_horizon,
       "action_dim": spec.batch.action_dim,
       "action_names": list(spec.batch.action_names),
-      "observation": dict(spec.observation),
       "tasks": list(spec.batch.task_names),
-      "limits": dict(spec.limits),
-      "tokens": None if spec.tokens is None else dict(spec.tokens),
-      "tolerances": dict(spec.tolerances),
       "settings": list(SETTINGS),
-      "checkpoint": dict(spec.checkpoint),
-      "versions": dict(spec.versions),
       "keymap": {"state": list(self.keymap.state), "images": dict(self.keymap.images)},
     }
 

@@ -19,11 +19,12 @@ import numpy as np
 from oat_jax import config as config_lib
 from oat_jax import tokenizers
 from oat_jax.envs import env as env_lib
+from oat_jax.evaluate import evaluation
 from oat_jax.evaluate import report
 from oat_jax.study import clock
 from oat_jax.study import compare_report
-from oat_jax.study import evaluation
 from oat_jax.study import measure
+from oat_jax.study import trained as trained_lib
 from oat_jax.tokenizers import analysis
 from oat_jax.train import checkpoint
 from oat_jax.train import config as train_config
@@ -319,7 +320,7 @@ def _ceiling(job: Job, suite: str, plan: Ceiling, shared: dict[Any, Any]) -> Non
   tokenizer = models.load(job.directory / "tokenizer").tokenizer
   assert tokenizer is not None
   learned = tokenizer.fit is None
-  each = evaluation.Evaluation(
+  each = trained_lib.evaluation(
     job.directory / "tokenizer",
     suite,
     num_tokens=compare_report.ceiling_budgets(tokenizer.budgets, learned, plan.num_tokens),
@@ -344,6 +345,6 @@ def _measured(job: Job, name: str, of: dict[str, Any], take: Callable[[], Any]) 
     print(f"{job.title}: {name} measured already", flush=True)
     return
   print(f"{job.title}: measuring the {name} on {of['windows']:,} held-out windows", flush=True)
-  where = {"machine": measure.machine(), "versions": evaluation.versions()}
+  where = {"machine": measure.machine(), "versions": evaluation.versions("metaworld", "mujoco")}
   content = {"method": job.method, "seed": job.seed, "of": of} | where | take()
   report.write_text(path, json.dumps(content) + "\n")

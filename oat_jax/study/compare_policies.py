@@ -19,9 +19,10 @@ from oat_jax import config as config_lib
 from oat_jax import tokenizers
 from oat_jax.envs import collect
 from oat_jax.envs import env as env_lib
+from oat_jax.evaluate import evaluation
 from oat_jax.study import clock
-from oat_jax.study import evaluation
 from oat_jax.study import policies_report
+from oat_jax.study import trained as trained_lib
 from oat_jax.train import checkpoint
 from oat_jax.train import config as train_config
 from oat_jax.train import inputs
@@ -356,7 +357,7 @@ def _evaluate(job: Job, config: Config, out: pathlib.Path) -> None:
     more: dict[str, Any] = {"num_tokens": Ks, "out": target}
     if refinement:
       more |= {"stop": "refinement", "out": target / "refinement"}
-    evaluation.Evaluation(job.workdir, config.suite, **settings, **more).run()
+    trained_lib.evaluation(job.workdir, config.suite, **settings, **more).run()
 
 
 def _facts(config: Config, data: pathlib.Path) -> dict[str, Any]:
@@ -375,5 +376,5 @@ def _facts(config: Config, data: pathlib.Path) -> dict[str, Any]:
     "policy": budget(config.policy),
     "tokenizer": budget(config.tokenizer),
     "evaluate": dataclasses.asdict(config.evaluate),
-    "versions": evaluation.versions(),
+    "versions": evaluation.versions(*env_lib.suite(config.suite).packages),
   }

@@ -18,7 +18,7 @@ def measure(
   over the batches, because rows of varying length take varying time. The policies take turns.
 
   Args:
-    acts: name -> what takes a batch and waits for its chunk, e.g. `PolicyActor.at`.
+    acts: name -> what takes a batch and waits for its chunk, e.g. `Trained.at`.
     batches: what all of them see.
     rounds: calls on each batch.
   """

@@ -10,10 +10,10 @@ import numpy as np
 
 from oat_jax.evaluate import report
 from oat_jax.evaluate import rollout
-from oat_jax.study import actor
 from oat_jax.study import clock
 from oat_jax.study import latency
 from oat_jax.study import policies_figures
+from oat_jax.study import trained as trained_lib
 from oat_jax.train import models
 from oat_jax.train import optimizer as optimizer_lib
 
@@ -52,12 +52,12 @@ def write(
       message says what to do.
   """
   rows: Rows = {}
-  actors: dict[str, actor.PolicyActor] = {}  # each method's first run
+  actors: dict[str, trained_lib.Trained] = {}  # each method's first run
   acts: dict[Setting, Any] = {}
   of_methods, goals = {}, set()
   for name, runs in methods.items():
     of_seeds = {seed: models.load(workdir) for seed, workdir, _ in runs}
-    actors[name] = actor.PolicyActor(of_seeds[runs[0][0]])
+    actors[name] = trained_lib.Trained(of_seeds[runs[0][0]])
     of_methods[name] = _facts(name, runs, of_seeds, facts["policy"])
     for seed, _, directory in runs:
       for refinement, Ks in planned(of_seeds[seed], facts["evaluate"]).items():

@@ -19,10 +19,11 @@ from oat_jax import tokenizers
 from oat_jax.data import pipeline
 from oat_jax.envs import collect
 from oat_jax.envs import env as env_lib
+from oat_jax.evaluate import evaluation
 from oat_jax.evaluate import report
-from oat_jax.study import evaluation
 from oat_jax.study import figures
 from oat_jax.study import markdown
+from oat_jax.study import trained as trained_lib
 from oat_jax.train import checkpoint
 from oat_jax.train import config as train_config
 from oat_jax.train import inputs
@@ -203,7 +204,7 @@ def _evaluations(config: Config, out: pathlib.Path) -> dict[str, evaluation.Eval
     "ceiling": {"replans": (e.headline_replan,), "num_tokens": e.num_tokens, "ceiling": True},
   }
   return {
-    name: evaluation.Evaluation(
+    name: trained_lib.evaluation(
       out / ("tokenizer" if name == "ceiling" else name),
       config.suite,
       episodes=e.episodes,
@@ -259,7 +260,7 @@ def write_report(
   missing = [name for name, each in evaluations.items() if each.missing]
   if missing:
     raise ValueError(f"{out}: {', '.join(missing)} not evaluated; run the stage 'evaluate' first")
-  tokenizer = evaluations["ceiling"].trained
+  tokenizer = models.load(out / "tokenizer")
   split = inputs.load(tokenizer.config.data)
   errors = reconstruction_errors(tokenizer, split.validation)
   curves = {name: read_metrics(out / name) for name in RUNS}
@@ -303,7 +304,7 @@ def write_report(
     "regression_success_other_replan": {r: for_each_k(x) for r, x in floor.items() if r != R},
     "act_ms": results["policy"]["facts"]["act_ms"],
     "input_wait": {name: input_wait(rows) for name, rows in curves.items()},
-    "versions": evaluation.versions(),
+    "versions": evaluation.versions(*env_lib.suite(config.suite).packages),
   }
   target = out / "report"
   target.mkdir(parents=True, exist_ok=True)

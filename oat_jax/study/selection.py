@@ -5,8 +5,8 @@ import itertools
 import os
 from typing import Any
 
-from oat_jax.study import evaluation
-from oat_jax.study import goals
+from oat_jax.envs import goals
+from oat_jax.study import trained as trained_lib
 from oat_jax.train import checkpoint
 
 CHOSEN = "by success on selection goals"
@@ -30,7 +30,7 @@ def evaluate(
   the one that is reported. Those evaluations lie in the report's `selection/STEP`.
 
   Args:
-    workdir, suite_name, settings: as `evaluation.Evaluation` takes them.
+    workdir, suite_name, settings: as `trained.evaluation` takes them.
     select: the first selection seed; None for the newest checkpoint, or the setting `step`.
     select_episodes: selection goals per task.
 
@@ -38,13 +38,13 @@ def evaluate(
     ValueError, FileNotFoundError: as `Evaluation`; or selection goals that are reported ones too.
   """
   if select is None:
-    return evaluation.Evaluation(workdir, suite_name, **settings).run()
+    return trained_lib.evaluation(workdir, suite_name, **settings).run()
   for name in ("step", "ceiling"):
     if settings.get(name):
       raise ValueError(f"select chooses a policy's checkpoint; leave out {name}")
   # What is wrong with the report's own settings is said now, not behind the selection.
   unheeding: dict[str, Any] = settings | {"replace": True}
-  whole = evaluation.Evaluation(workdir, suite_name, **unheeding)
+  whole = trained_lib.evaluation(workdir, suite_name, **unheeding)
   there = whole.content() if (whole.target / "evaluation.json").exists() else {}
   same = {"chosen": CHOSEN, "first_seed": select, "episodes_per_task": select_episodes}
   if not settings.get("replace") and there != {}:
@@ -59,7 +59,7 @@ def evaluate(
   whole.check_rendering()
   _, R, _ = whole.settings[0]
   K = max(K for _, _, K in whole.settings)
-  of_step = lambda step: evaluation.Evaluation(
+  of_step = lambda step: trained_lib.evaluation(
     workdir,
     suite_name,
     num_tokens=(max(K, 1),),
@@ -86,7 +86,7 @@ def evaluate(
     "num_tokens": K,
     "success": {str(step): rate for step, rate in rates.items()},
   }
-  return evaluation.Evaluation(workdir, suite_name, step=best, chosen=chosen, **settings).run()
+  return trained_lib.evaluation(workdir, suite_name, step=best, chosen=chosen, **settings).run()
 
 
 def choose(rates: Mapping[int, Mapping[str, float]]) -> int:

@@ -9,10 +9,12 @@ import pytest
 import tiny
 
 from oat_jax.envs import vector
+from oat_jax.evaluate import evaluation
 from oat_jax.evaluate import rollout
+from oat_jax.evaluate import subject
 from oat_jax.evaluate import video
-from oat_jax.study import evaluation
 from oat_jax.study import selection
+from oat_jax.study import trained
 from oat_jax.train import loop
 from oat_jax.train import models
 
@@ -46,8 +48,8 @@ def simulated(monkeypatch):
     return rollout.Outcome(rows, [np.zeros((9, 4))] * len(rows), [0, 1] * (len(rows) // 2))
 
   ms = {"mean": 1.5, "p50": 1.0, "p95": 2.0}
-  latency = lambda each, budgets, tolerances: {str(K): ms for K in budgets}
-  monkeypatch.setattr(evaluation.actor, "act_latency_ms", latency)
+  latency = lambda each, budgets, stop: {str(K): ms for K in budgets}
+  monkeypatch.setattr(subject, "latency_ms", latency)
   monkeypatch.setattr(rollout, "run", run)
   monkeypatch.setattr(vector, "VectorEnv", lambda *args, **settings: contextlib.nullcontext())
   return plan, calls
@@ -84,7 +86,7 @@ def test_an_earlier_step_that_is_better_is_reported(workdir, simulated, tmp_path
   simulated[0].extend([1, 4, 3, 5, 6])
   content = selection.evaluate(workdir, SUITE, select=500, out=tmp_path, **SETTINGS)
   assert content["facts"]["step"] == 2
-  newest = evaluation.Evaluation(workdir, SUITE, **SETTINGS)
+  newest = trained.evaluation(workdir, SUITE, **SETTINGS)
   assert content["facts"]["model"] != newest.facts["model"]
 
 
@@ -153,7 +155,7 @@ def test_a_setting_whose_videos_are_missing_is_run_again(workdir, simulated, tmp
 
   monkeypatch.setattr(video, "write", write)
   monkeypatch.setattr(evaluation.Evaluation, "check_rendering", lambda self: None)
-  evaluate = lambda videos: evaluation.Evaluation(
+  evaluate = lambda videos: trained.evaluation(
     workdir, SUITE, out=tmp_path, videos=videos, **SETTINGS
   ).run()
   evaluate(0)
@@ -179,14 +181,14 @@ def test_what_a_policy_sees_is_rendered_and_noted(workdir, simulated, tmp_path, 
   )
   with_cameras(8, 8)
   simulated[0].extend([1, 2])
-  facts = evaluation.Evaluation(workdir, SUITE, out=tmp_path, **SETTINGS).run()["facts"]
+  facts = trained.evaluation(workdir, SUITE, out=tmp_path, **SETTINGS).run()["facts"]
   quality = evaluation.QUALITY
   assert facts["render"] == {"cameras": ["corner2"], "pixels": 8, "quality": quality, "by": "egl"}
   assert [(env["cameras"], env["image_size"]) for env in made] == [(("corner2",), 8)] * 2
   # Another renderer gives other pixels.
   monkeypatch.setenv("MUJOCO_GL", "osmesa")
   with pytest.raises(ValueError, match="render .*'by': 'egl'.* there, .*'by': 'osmesa'.* now"):
-    evaluation.Evaluation(workdir, SUITE, out=tmp_path, **SETTINGS)
+    trained.evaluation(workdir, SUITE, out=tmp_path, **SETTINGS)
   with_cameras(8, 12)
   with pytest.raises(ValueError, match="'corner2' at 8x12 pixels; the simulator renders squares"):
-    evaluation.Evaluation(workdir, SUITE, **SETTINGS)
+    trained.evaluation(workdir, SUITE, **SETTINGS)

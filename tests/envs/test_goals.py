@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from oat_jax.study import goals
+from oat_jax.envs import goals
 
 
 def test_goals_may_touch_and_must_not_overlap():
@@ -24,13 +24,17 @@ def test_goals_may_touch_and_must_not_overlap():
 )
 def test_demonstrated_goals_are_refused(seeds, overlap, tmp_path):
   """Two tasks were demonstrated on seeds 10..29 and 10..19."""
-  assert not goals.check_new(str(tmp_path), "metaworld/mt4", seeds, 5)
+  check = lambda suite, episodes: goals.check_new(
+    goals.demonstrated(tmp_path), suite, seeds, episodes
+  )
+  assert not check("metaworld/mt4", 5)
   totals = {"a": {"attempts": 20, "successes": 5}, "b": {"attempts": 10, "successes": 5}}
   content = {"request": {"suite": "metaworld/mt4", "seed": 10}, "totals": totals}
   (tmp_path / "collection.json").write_text(json.dumps(content))
-  assert goals.check_new(str(tmp_path), "another/suite", seeds, 20)
-  if overlap is None:
-    assert goals.check_new(str(tmp_path), "metaworld/mt4", seeds, 20)
-  else:
-    with pytest.raises(ValueError, match=rf"seeds {overlap}\.\..* were demonstrated.*10\.\.29"):
-      goals.check_new(str(tmp_path), "metaworld/mt4", seeds, 20)
+  assert check("another/mt4", 20)
+  for suite in ("metaworld/mt4", "metaworld/mt50"):  # which holds the same tasks
+    if overlap is None:
+      assert check(suite, 20)
+    else:
+      with pytest.raises(ValueError, match=rf"seeds {overlap}\.\..* were demonstrated.*10\.\.29"):
+        check(suite, 20)

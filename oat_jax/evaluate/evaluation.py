@@ -1,6 +1,6 @@
-"""Evaluation of working directories: what launch/evaluate.py and the quickstart call."""
+"""One subject on the goals of one suite: what is run, what is known already, and the report."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 import itertools
 import json
@@ -13,17 +13,13 @@ from typing import Any
 import oat_jax
 from oat_jax import config as config_lib
 from oat_jax.envs import env as env_lib
+from oat_jax.envs import goals
 from oat_jax.envs import vector
 from oat_jax.evaluate import chunks
 from oat_jax.evaluate import report
 from oat_jax.evaluate import rollout
+from oat_jax.evaluate import subject as subject_lib
 from oat_jax.evaluate import video
-from oat_jax.policies import decoding
-from oat_jax.policies.policy import Sampling
-from oat_jax.study import actor
-from oat_jax.study import goals
-from oat_jax.tokenizers import tokenizer as tokenizer_lib
-from oat_jax.train import models
 
 # Demonstrations use seeds from 0 on. What is chosen by success is chosen on goals that are not
 # reported, e.g. with --select=50000.
@@ -37,7 +33,7 @@ Setting = tuple[str, int, int]  # method, R, K
 # The facts that make two reports ones of the same evaluation.
 IDENTITY = (
   "model", "checkpoint", "suite", "episodes_per_task", "first_seeds", "max_steps", "sampling",
-  "stop", "ensemble", "render", "versions",
+  "stop", "ensemble", "limits", "render", "versions",
 )  # fmt: skip
 
 
@@ -57,117 +53,96 @@ class Evaluation:
 
   def __init__(
     self,
-    workdir: str | os.PathLike,
+    subject: subject_lib.Subject,
     suite_name: str,
+    out: str | os.PathLike,
     *,
     num_tokens: Sequence[int] = (1, 2, 4, 8),
     replans: Sequence[int] = (8, 16),
     episodes: int = 25,
     ceiling: bool = False,
     seeds: Sequence[int] = (REPORTED_SEED,),
-    step: int | None = None,
-    chosen: dict[str, Any] | None = None,
-    temperature: float = 0.0,
-    top_k: int = 0,
     stop: str = "",
     ensemble: float | None = None,
     max_steps: int | None = None,
     processes: int | None = None,
     videos: int = 0,
     video_camera: str = "",
-    out: str | os.PathLike | None = None,
     replace: bool = False,
   ):
-    """Loads the model, checks what is asked for, and looks at what the report holds.
+    """Checks what is asked for, and looks at what the report holds.
 
     Args:
-      workdir: of the policy; of the tokenizer (or of a policy that holds one) for a ceiling.
+      subject: who is evaluated.
       suite_name: a registered suite.
+      out: the report's directory.
       num_tokens, replans: prefix lengths K and executed steps R; all pairs are run on the same
         goals.
       episodes: for each task, pair and first seed.
       ceiling: run the scripted expert, and its own chunks encoded and decoded.
       seeds: first seeds; each gives goals of seeds first, first + 1, ...
-      step: the checkpoint's step; the newest by default.
-      chosen: how the step was chosen, noted in the report.
-      temperature, top_k: how tokens are drawn.
       stop: "", or "refinement": each chunk ends where further tokens are not expected to matter,
-        and num_tokens are those spent on average on the run's held-out windows, which tell the
-        tolerance.
+        and num_tokens are those spent on average.
       ensemble: m of `chunks.Ensemble`; None executes each chunk as it is.
       max_steps: control steps of an episode; the suite's by default.
       processes: of the simulator.
       videos: as many failed episodes of each setting are written as OUT/videos/*.mp4, acted again
         with the actions that were executed. A setting whose videos are not there is run again.
       video_camera: the simulator's camera that videos look through; the suite's own choice if "".
-      out: the report's directory; by default `workdir`/report, `refinement` in it with that stop.
       replace: give up a report of another model, other goals or versions that lies there.
 
     Raises:
-      ValueError, FileNotFoundError: the model, the suite and the settings do not fit each other, or
-        the report is of another evaluation.
+      ValueError: the subject, the suite and the settings do not fit each other, or the report is of
+        another evaluation.
       RuntimeError, ImportError: videos or a policy's cameras are to be rendered and cannot be.
     """
-    self.trained = trained = models.load(workdir, step)
-    data = trained.config.data
-    if data.standard or data.mixture or data.actions or data.states:
-      raise ValueError(
-        f"{workdir} was trained on standardised or rearranged data; the simulator has its own "
-        "actions and states, so train on them: config.data without standard and mixture"
-      )
+    self.subject, where = subject, subject.where
     suite = env_lib.suite(suite_name)
     video_camera = video_camera or suite.video_camera
-    if episodes < 1:
-      raise ValueError(f"episodes is {episodes}; it must be at least 1")
-    if videos < 0:
-      raise ValueError(f"videos is {videos}; it must not be negative")
+    config_lib.at_least(episodes, 1, "episodes")
+    config_lib.at_least(videos, 0, "videos")
     if not num_tokens or not replans or not seeds:
       raise ValueError("num_tokens, replan and seeds need at least one value each")
+    if not ceiling and not subject.acts:
+      raise ValueError(f"{where} holds a tokenizer, which does not act; its ceiling can be run")
     budgets = [0]
-    if trained.tokenizer is not None:
+    if subject.max_tokens:
       budgets = sorted(set(num_tokens))
       for K in budgets:
-        tokenizer_lib.check_num_tokens(K, trained.tokenizer.max_tokens)
+        config_lib.between(K, 1, subject.max_tokens, "num_tokens")
     elif ceiling:
-      raise ValueError(f"a ceiling needs a tokenizer; {workdir} holds a policy without one")
-    horizon = trained.spec.action_horizon
+      raise ValueError(f"a ceiling needs a tokenizer; {where} holds a policy without one")
+    if ceiling and not subject.reconstructs:
+      raise ValueError(f"a ceiling needs a tokenizer that encodes; {where} does not")
+    horizon = subject.spec.action_horizon
     for R in replans:
       if not 1 <= R <= horizon:
         raise ValueError(f"replan is {R}; it must be in 1..{horizon}, the chunk's steps")
-    if trained.spec.action_dim != suite.action_dim:
+    if subject.spec.action_dim != suite.action_dim:
       raise ValueError(
-        f"{workdir} has actions of {trained.spec.action_dim} dimensions; "
+        f"{where} has actions of {subject.spec.action_dim} dimensions; "
         f"{suite_name} takes {suite.action_dim}"
       )
     config_lib.choose(stop, ("", "refinement"), "stop")
-    if stop and (ceiling or not getattr(trained.model, "refines", False)):
-      raise ValueError(f"stop is 'refinement', but {workdir} has not learned refinements")
+    if stop and (ceiling or not subject.refines):
+      raise ValueError(f"stop is 'refinement', but {where} has not learned refinements")
     goals.check_apart([("reported", first, first + episodes) for first in seeds])
-    goals_are_new = goals.check_new(data.path, suite_name, seeds, episodes)
+    goals_are_new = goals.check_new(subject.shown, suite_name, seeds, episodes)
     if ensemble is not None:
       chunks.Ensemble(ensemble, 1)  # checks it
-    cameras, image_size = ((), 1) if ceiling else actor.rendered(trained.spec)
+    cameras, image_size = ((), 1) if ceiling else subject_lib.rendered(subject.spec)
     if videos:
       video.encoder()
     if videos or cameras:
       env_lib.choose_renderer()
     renderer = os.environ.get("MUJOCO_GL", "MuJoCo's own choice")
-    sampling = Sampling(temperature, top_k)
-    decoding.check(sampling)
-    if sampling != Sampling() and (ceiling or trained.tokenizer is None):
-      raise ValueError(f"{sampling} is given, but {'a ceiling' if ceiling else workdir} draws none")
-    self.facts: dict[str, Any] = {
-      "workdir": pathlib.Path(workdir).name,
-      "step": trained.step,
-      "checkpoint": chosen or {"chosen": "newest" if step is None else "as asked for"},
-      "model": models.digest(trained),
+    self.facts: dict[str, Any] = subject.facts | {
       "suite": suite_name,
       "episodes_per_task": episodes,
       "first_seeds": list(seeds),
       "batch": episodes * len(suite.tasks) * len(seeds),
       "goals_never_demonstrated": "checked" if goals_are_new else "not known here",
       "max_steps": suite.max_steps if max_steps is None else max_steps,
-      "sampling": sampling._asdict(),
       "stop": stop,
       "ensemble": ensemble,
       "render": None
@@ -176,17 +151,16 @@ class Evaluation:
       "videos": None
       if not videos
       else {"camera": video_camera, "pixels": video.SIZE, "quality": QUALITY, "by": renderer},
-      "versions": versions(),
+      "versions": versions(*suite.packages),
     }
-    self._actor = None if ceiling else actor.PolicyActor(trained, sampling)
-    self._stop, self._instructions = stop, suite.instructions
+    self._ceiling, self._stop, self._instructions = ceiling, bool(stop), suite.instructions
     self._ensemble, self._videos, self._video_camera = ensemble, videos, video_camera
     self.episodes, self.seeds = episodes, tuple(seeds)
     self._budgets = budgets
     self._make_env = lambda: vector.VectorEnv(
       suite_name,
       processes,
-      observation_steps=trained.spec.observation_steps,
+      observation_steps=subject.spec.observation_steps,
       max_steps=max_steps,
       cameras=cameras,
       image_size=image_size,
@@ -199,12 +173,12 @@ class Evaluation:
     self._pairs = [
       pair for first in seeds for pair in rollout.assignments(suite.tasks, episodes, first)
     ]
-    self.target = pathlib.Path(workdir) / "report" / stop if out is None else pathlib.Path(out)
+    self.target = pathlib.Path(out)
     self.settings: list[Setting] = []
     for R in replans:
       if ceiling:
         self.settings.append(("expert", R, 0))
-      method = "ceiling" if ceiling else trained.config.model["name"] + "+refinement" * bool(stop)
+      method = "ceiling" if ceiling else subject.method + "+refinement" * bool(stop)
       self.settings += [(method, R, K) for K in budgets]
     exists = (self.target / "evaluation.json").exists()
     there: Any = self.content() if exists else None
@@ -245,12 +219,11 @@ class Evaluation:
       shutil.rmtree(self.target / "videos", ignore_errors=True)
     if missing:
       self.check_rendering()
-      if self._actor is not None:
+      if not self._ceiling:
         if self._stop:
-          self._tolerances |= self._actor.tolerances(self._budgets)
+          self._tolerances |= self.subject.tolerances(self._budgets)
         unmeasured = [K for K in self._budgets if str(K) not in self._act_ms]
-        tolerances = self._tolerances if self._stop else None
-        measured = self._act_ms | actor.act_latency_ms(self._actor, unmeasured, tolerances)
+        measured = self._act_ms | subject_lib.latency_ms(self.subject, unmeasured, self._stop)
         self._act_ms = dict(sorted(measured.items(), key=lambda item: int(item[0])))
       with self._make_env() as env:
         for setting in missing:
@@ -323,16 +296,15 @@ class Evaluation:
 
   def _driver(self, env: Any, method: str, R: int, K: int) -> rollout.Act:
     if method == "expert":
-      return actor.expert_driver(env, R)
-    if self._actor is None:
-      return actor.ceiling_driver(env, self.trained, K)
-    tasks = actor.known_as([task for task, _ in self._pairs], self._actor.spec, self._instructions)
-    if self._stop:
-      return self._actor.driver(tasks, self._actor.max_tokens, self._tolerances[str(K)])
-    return self._actor.driver(tasks, K)
+      return subject_lib.expert_driver(env, R)
+    if self._ceiling:
+      return subject_lib.ceiling_driver(env, self.subject, K)
+    tasks = [task for task, _ in self._pairs]
+    known = subject_lib.known_as(tasks, self.subject.spec, self._instructions)
+    return subject_lib.driver(self.subject, known, K, self._stop)
 
 
-def _differences(there: Any, facts: dict[str, Any]) -> str:
+def _differences(there: Any, facts: Mapping[str, Any]) -> str:
   """Says in what the content of a report differs from one of these facts; empty if it does not."""
   try:
     report.episodes(there)
@@ -355,11 +327,10 @@ def _known(there: Any, pairs: Sequence[tuple[str, int]]) -> dict[Setting, list[r
   return {setting: rows for setting, rows in groups.items() if whole(rows)}
 
 
-def versions() -> dict[str, str]:
-  """Versions that a report states."""
-  names = ("jax", "flax", "optax", "numpy", "metaworld", "mujoco")
+def versions(*packages: str) -> dict[str, str]:
+  """Returns the versions that a report states: jax and its kin, and the packages named."""
   found = {"oat_jax": oat_jax.__version__, "python": platform.python_version()}
-  for name in names:
+  for name in ("jax", "flax", "optax", "numpy", *packages):
     try:
       found[name] = metadata.version(name)
     except metadata.PackageNotFoundError:
