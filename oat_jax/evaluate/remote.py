@@ -46,13 +46,17 @@ class Remote(described.Described):
     self._idle.append(connection)
     try:
       super().__init__(f"the server at {self._address}", self._told)
+      self._check_names()
+      self.facts["server"] = {"versions": dict(self._told["versions"])}
     except (KeyError, TypeError) as error:
+      self.__exit__()
       raise ValueError(
         f"{self._address} does not tell what its policy is ({type(error).__name__}: {error}); "
         "this evaluates what oat-jax-serve of the same version serves"
       ) from error
-    self._check_names()
-    self.facts["server"] = {"versions": dict(self._told["versions"])}
+    except ValueError:
+      self.__exit__()
+      raise
 
   def __enter__(self) -> "Remote":
     return self
