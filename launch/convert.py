@@ -5,9 +5,9 @@ r"""Converts demonstrations of another format to an RLDS dataset, TFRecord in TF
   python launch/convert.py --from=lerobot --in=svla_so101_pickplace --out=runs/data/pickplace
   python launch/convert.py --from=array_record --in=bridge/1.0.0 --out=runs/data/bridge
 
-robomimic_hdf5 takes a file, libero_hdf5 a file or a directory of them, lerobot the directory that
-holds meta/ (v3.0 or v2.x), array_record a TFDS directory. LIBERO's images, upside down in its
-files, are rotated by 180 degrees, as in its published RLDS versions.
+robomimic_hdf5 and libero_hdf5 take a file or a directory of them, lerobot the directory that holds
+meta/ (v3.0 or v2.x), array_record a TFDS directory. LIBERO's images, upside down in its files, are
+rotated by 180 degrees, as in its published RLDS versions.
 
 Whatever ends a conversion, the same command continues it; a finished one is left as it is. What was
 skipped or left out is printed and kept in OUT/convert_report.json. Open the dataset with

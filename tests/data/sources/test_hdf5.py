@@ -74,6 +74,41 @@ def test_robomimic_keeps_every_value(tmp_path, image_format):
   assert report["skipped"] == []
 
 
+def test_robomimic_s_directory_keeps_what_all_files_have(tmp_path):
+  """Tasks of a kitchen: what is observed of objects differs, and one file is broken."""
+  root = tmp_path / "kitchen"
+  root.mkdir()
+  a = foreign.robomimic(root / "a.hdf5", [3, 2], env_name="CloseDrawer", mask={"valid": ["demo_1"]})
+  b = foreign.robomimic(root / "b.hdf5", [4], env_name="TurnOffMicrowave", seed=7)
+  with h5py.File(root / "b.hdf5", "a") as file:
+    del file["data/demo_0/obs/object"]
+    file["data/demo_0/obs/object"] = np.zeros((4, 12))
+  (root / "c.hdf5").write_text("hello")
+  with pytest.raises(ValueError, match="c.hdf5: not an HDF5 file"):
+    converted("robomimic_hdf5", root, tmp_path / "out")
+  found, report = converted("robomimic_hdf5", root, tmp_path / "out", on_error="skip")
+  # A mask that names no demo to train on leaves the others of its own file out.
+  pairs = [("train", b["demo_0"], b"TurnOffMicrowave"), ("val", a["demo_1"], b"CloseDrawer")]
+  for split, demo, task in pairs:
+    (episode,) = found[split]
+    assert episode["episode_metadata"]["task"] == task
+    observed = episode["steps"][0]["observation"].keys()
+    assert observed == {"agentview_image", "robot0_eef_pos", "gripper_open"}
+    np.testing.assert_array_equal(foreign.column(episode, "action"), np.float32(demo["actions"]))
+    got = foreign.column(episode, "observation/robot0_eef_pos")
+    np.testing.assert_array_equal(got, np.float32(demo["obs"]["robot0_eef_pos"]))
+  assert report["left_out"][1:] == [
+    "obs/object, which not all files have alike",
+    "demo_0, which is neither in /mask/train nor in /mask/valid",
+  ]
+  foreign.robomimic(root / "c.hdf5", [2])
+  with h5py.File(root / "c.hdf5", "a") as file:
+    del file["data/demo_0/actions"]
+    file["data/demo_0/actions"] = np.zeros((2, 12))
+  with pytest.raises(ValueError, match="disagree in the width of their actions: {'a.hdf5': 7"):
+    converted("robomimic_hdf5", root, tmp_path / "other")
+
+
 def test_robomimic_without_mask_is_one_split_and_takes_a_language(tmp_path):
   foreign.robomimic(tmp_path / "a.hdf5", [2, 3])
   found, report = converted("robomimic_hdf5", tmp_path / "a.hdf5", tmp_path / "o", language="lift")
@@ -254,13 +289,13 @@ def test_what_is_no_robomimic_file_is_said(tmp_path):
       converted("robomimic_hdf5", path, tmp_path / "out")
 
   refused(tmp_path / "nothing.hdf5", "nothing.hdf5: no such file", FileNotFoundError)
-  refused(tmp_path, "is a directory; give one of its files: it has none")
+  refused(tmp_path, "the directory holds no")
   (tmp_path / "text.hdf5").write_text("hello")
   refused(tmp_path / "text.hdf5", "text.hdf5: not an HDF5 file")
   with h5py.File(tmp_path / "other.hdf5", "w") as file:
     file.create_group("episodes")
   refused(tmp_path / "other.hdf5", "there is no group /data; found are: episodes")
-  refused(tmp_path, "is a directory; give one of its files: other.hdf5, text.hdf5")
+  refused(tmp_path, "other.hdf5: there is no group /data")
   with h5py.File(tmp_path / "other.hdf5", "a") as file:
     file.create_group("data")
   refused(tmp_path / "other.hdf5", "/data holds no demo_0")
