@@ -3,7 +3,8 @@
 `/data/demo_N` has actions (T, A), rewards, dones, states and obs/NAME; `/mask/train` and
 `/mask/valid` name the demos of the splits train and val (https://robomimic.github.io, Dataset
 Contents). An observation that is uint8 (T, H, W, 3) is a camera's, all others become float32. Of
-several files only the observations that all of them have, and alike, are kept.
+several files only the observations that all of them have, and alike, are kept. `proprioception`
+joins those that the environments of robosuite and RoboCasa call so, where they are there.
 """
 
 import json
@@ -18,6 +19,14 @@ from oat_jax.data import write
 from oat_jax.data.sources import _hdf5
 
 _SPLITS = {"train": "train", "valid": "val"}  # of /mask -> of the dataset
+# Parts of the proprioception and their sizes: RoboCasa's, whose robot has a base, or robosuite's.
+_PROPRIOCEPTION = tuple(
+  {f"robot0_{name}": size for name, size in parts.items()} | {"robot0_gripper_qpos": 2}
+  for parts in (
+    {"base_pos": 3, "base_quat": 4, "base_to_eef_pos": 3, "base_to_eef_quat": 4},
+    {"eef_pos": 3, "eef_quat": 4},
+  )
+)
 
 Shape = tuple[tuple[int, ...], bool]  # of one step's observation, and whether it is an image
 
@@ -57,6 +66,8 @@ def open_source(path: pathlib.Path, options: sources.Options) -> sources.Source:
   kept = {k: v for k, v in known.items() if all(other.get(k) == v for other in others)}
   if not kept:
     raise ValueError(f"{path}: there is no observation that all files have: {', '.join(files)}")
+  alike = lambda parts: all(kept.get(name) == ((size,), False) for name, size in parts.items())
+  parts = next(filter(alike, _PROPRIOCEPTION), {})
   lost = sorted({name for file in files.values() for name in file.observation} - set(kept))
 
   def read(key: sources.Key) -> dict[str, Any]:
@@ -72,6 +83,8 @@ def open_source(path: pathlib.Path, options: sources.Options) -> sources.Source:
         name: (_hdf5.read if image else _hdf5.read_float)(demo, f"obs/{name}")
         for name, (_, image) in kept.items()
       }
+      if parts:
+        observation["proprioception"] = np.concatenate([observation[name] for name in parts], 1)
       reward_T, success = _hdf5.read_rewards(demo)
       return sources.episode(
         observation,
@@ -91,7 +104,11 @@ def open_source(path: pathlib.Path, options: sources.Options) -> sources.Source:
   return sources.Source(
     name=path.stem,
     description=f"Demonstrations of {tasks or 'a task'}, converted from robomimic's {path.name}.",
-    features=_features(kept, widths.popitem()[1], options.image_format or "jpeg"),
+    features=_features(
+      kept | ({"proprioception": ((sum(parts.values()),), False)} if parts else {}),
+      widths.popitem()[1],
+      options.image_format or "jpeg",
+    ),
     keys=[
       sources.Key(split, name, demo)
       for split in _SPLITS.values()

@@ -109,6 +109,25 @@ def test_robomimic_s_directory_keeps_what_all_files_have(tmp_path):
     converted("robomimic_hdf5", root, tmp_path / "other")
 
 
+@pytest.mark.parametrize("base", [False, True])
+def test_robomimic_s_proprioception_is_that_of_the_environments(tmp_path, base):
+  foreign.robomimic(tmp_path / "a.hdf5", [2])
+  names = ("eef_pos", "eef_quat", "gripper_qpos")
+  if base:
+    names = ("base_pos", "base_quat", "base_to_eef_pos", "base_to_eef_quat", "gripper_qpos")
+  size = lambda name: 2 if name == "gripper_qpos" else 3 + name.endswith("quat")
+  parts = {
+    f"robot0_{name}": np.random.default_rng(0).normal(size=(2, size(name))) for name in names
+  }
+  with h5py.File(tmp_path / "a.hdf5", "a") as file:
+    del file["data/demo_0/obs/robot0_eef_pos"]
+    for name, values in parts.items():
+      file[f"data/demo_0/obs/{name}"] = values
+  found, _ = converted("robomimic_hdf5", tmp_path / "a.hdf5", tmp_path / "out")
+  got = foreign.column(found["train"][0], "observation/proprioception")
+  np.testing.assert_array_equal(got, np.float32(np.concatenate(list(parts.values()), 1)))
+
+
 def test_robomimic_without_mask_is_one_split_and_takes_a_language(tmp_path):
   foreign.robomimic(tmp_path / "a.hdf5", [2, 3])
   found, report = converted("robomimic_hdf5", tmp_path / "a.hdf5", tmp_path / "o", language="lift")
