@@ -1,6 +1,7 @@
 """How a launch file runs: a user's error is one line and exit code 1, with --debug a traceback."""
 
 from collections.abc import Callable
+import pathlib
 import sys
 from typing import Any
 
@@ -83,6 +84,13 @@ def with_config(argv: list[str]) -> list[str]:
   variant = seen[-1] if seen else "state"
   file = f"compare_policies.py:{variant}" if "policies" in argv else "compare.py:mt4"
   return [argv[0], f"--config=configs/{file}", *argv[1:]]
+
+
+def default_out(file: str) -> str:
+  """Returns where results of a config FILE[:ARGUMENT] go, e.g. runs/policies_state."""
+  path, _, argument = file.partition(":")
+  stem = pathlib.Path(path).stem.removeprefix("compare_")
+  return f"runs/{stem}_{argument}" if argument else f"runs/{stem}"
 
 
 def config_flags(flag: flags.FlagHolder[Any]) -> tuple[str, list[str]]:

@@ -7,6 +7,8 @@ Examples:
       --methods=oat,my_package.my_tokenizer --stages=train,report
   python launch/compare.py policies --suite=metaworld/mt4 --observations=state --out=OUT
   python launch/compare.py policies --methods=oat,regression --seeds=0,1 --print_commands
+  python launch/compare.py policies --config=configs/paper_robomimic.py:lift --data=DIR \
+      --stages=tokenizers,policies
 
 Called again it reuses what is done; Ctrl-C stops it, and the same command goes on. Several may work
 in one OUT on different methods: --print_commands prints them, for a cluster.
@@ -23,7 +25,7 @@ _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "configs/compare.py:mt4, or configs/compare_policies.py:OBSERVATIONS, if unset."
 )
 _DATA = flags.DEFINE_string("data", None, "An RLDS dataset; policies collect their own if unset.")
-_OUT = flags.DEFINE_string("out", None, "Of runs and report; runs/compare, or runs/policies_....")
+_OUT = flags.DEFINE_string("out", None, "Of runs and report; runs/NAME if unset.")
 _METHODS = flags.DEFINE_list(
   "methods", [], "Names in the config, all if unset; or dotted paths of tokenizers' modules."
 )
@@ -52,7 +54,7 @@ def main(what: str) -> None:
   values.suite = _SUITE.value or values.suite
   stages = tuple(_STAGES.value) or compare_policies.STAGES
   file, changes = command.config_flags(_CONFIG)
-  out = _OUT.value or "runs/policies_" + (file.partition(":")[2] or "state")
+  out = _OUT.value or command.default_out(file)
   run = {"data": _DATA.value or "", "stages": stages, **shared}
   if not _PRINT.value:
     compare_policies.run(values, out, **run)

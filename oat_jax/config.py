@@ -72,17 +72,16 @@ def freeze_model(values: Mapping[str, Any], modules: Mapping[str, str]) -> tuple
 
 
 def _coerce(value: Any, hint: Any, where: str) -> Any:
+  if typing.get_origin(hint) in (typing.Union, types.UnionType):
+    if value is None and type(None) in typing.get_args(hint):
+      return None
+    hint = next(arg for arg in typing.get_args(hint) if arg is not type(None))
   if dataclasses.is_dataclass(hint):
     if not isinstance(value, Mapping) and not hasattr(value, "items"):
       names = ", ".join(field.name for field in dataclasses.fields(hint))
       raise ValueError(f"{where} is {value!r}; it holds several values: {names}")
-    return freeze(typing.cast(type, hint), value, where)
+    return freeze(typing.cast(type, hint), typing.cast(Any, value), where)
   origin, args = typing.get_origin(hint), typing.get_args(hint)
-  if origin in (typing.Union, types.UnionType):
-    if value is None and type(None) in args:
-      return None
-    hint = next(arg for arg in args if arg is not type(None))
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
   if origin is tuple:
     if not isinstance(value, (tuple, list)):
       raise ValueError(f"{where} is {value!r}; it must be a sequence of {args[0].__name__}")

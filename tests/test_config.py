@@ -23,6 +23,7 @@ class Outer:
   flag: bool = False
   width: int | None = None
   inner: Inner = Inner()
+  more: Inner | None = None
   model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -45,6 +46,12 @@ def test_values_arrive_and_defaults_fill_the_rest():
 def test_a_config_dict_gives_what_a_dict_gives():
   values = {"steps": 3, "inner": {"levels": (2, 3)}, "width": 4}
   assert config_lib.freeze(Outer, ConfigDict(values)) == config_lib.freeze(Outer, values)
+
+
+def test_a_part_that_may_be_left_out_is_checked_where_it_is_given():
+  assert freeze().more is None and freeze(more=None).more is None
+  assert freeze(more={"levels": [1]}).more == Inner(levels=(1,))
+  assert "config.more has no key 'rates'; did you mean 'rate'?" in refused(more={"rates": 1})
 
 
 def test_lists_become_tuples_and_integers_floats():

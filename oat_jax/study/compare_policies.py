@@ -20,6 +20,8 @@ from oat_jax import tokenizers
 from oat_jax.envs import collect
 from oat_jax.envs import env as env_lib
 from oat_jax.evaluate import evaluation
+from oat_jax.policies import decoding
+from oat_jax.policies.policy import Sampling
 from oat_jax.study import clock
 from oat_jax.study import policies_report
 from oat_jax.study import trained as trained_lib
@@ -30,6 +32,7 @@ from oat_jax.train import loop
 from oat_jax.train import models
 
 STAGES = ("collect", "tokenizers", "policies", "evaluate", "report")
+SIMULATED = {"collect", "evaluate"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +54,8 @@ class Evaluate:
   replans: tuple[int, ...]
   mean_tokens: tuple[int, ...]  # spent with `stop="refinement"`, where that is learned
   max_steps: int
+  temperature: float = 0.0  # of tokens that are drawn; 0 takes the likeliest
+  top_k: int = 0
 
   def __post_init__(self):
     for name in ("episodes", "max_steps"):
@@ -61,6 +66,7 @@ class Evaluate:
     for name in ("num_tokens", "mean_tokens"):
       for K in getattr(self, name):
         config_lib.at_least(K, 1, f"config.evaluate.{name}")
+    decoding.check(Sampling(self.temperature, self.top_k))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +84,6 @@ class Config:
   """
 
   suite: str
-  collect: Collect
   data: train_config.Data  # of all runs
   tokenizer: Mapping[str, Any]  # a tokenizer's run, whose `model` each of these takes the place of
   tokenizers: Mapping[str, Any]  # name -> `config.model`
@@ -88,6 +93,7 @@ class Config:
   seeds: tuple[int, ...]
   # Compared on the same goals: "METHOD" or "METHOD@K".
   pairs: tuple[tuple[str, ...], ...]
+  collect: Collect | None = None  # of scripted experts; None where demonstrations come from files
 
   def __post_init__(self):
     for name in ("methods", "seeds"):
@@ -147,23 +153,19 @@ def run(
     ValueError, FileNotFoundError: what is asked for does not fit, or a directory holds another run.
   """
   config = config_lib.freeze(Config, values)
+  stages = [stage for stage in stages if stage != "collect"] if data else stages
   out, chosen = pathlib.Path(out), check(config, methods, stages)
   place = pathlib.Path(data) if data else out / "data"
   training_runs(config, place, chosen)
-  if {"evaluate", "collect"} & set(stages):
-    env_lib.versions(config.suite)  # found out now that it is not installed, not behind hours
-  if "collect" in stages and not data:
+  if SIMULATED & set(stages):
+    _simulator(
+      env_lib.versions, config.suite
+    )  # found out now that it is not installed, not behind hours
+  c = config.collect
+  if "collect" in stages and c is not None:
     print("\n== collect", flush=True)
-    c = config.collect
-    collect.collect(
-      config.suite,
-      c.episodes,
-      place,
-      seed=c.seed,
-      noise=c.noise,
-      cameras=c.cameras,
-      image_size=c.image_size,
-    )
+    how = dataclasses.asdict(c)
+    collect.collect(config.suite, how.pop("episodes"), place, **how)
   of_tokenizers, of_policies = jobs(config, place, out, chosen, tuple(seeds) or config.seeds)
   actions: dict[str, tuple[list[Job], Callable[[Job], None]]] = {
     "tokenizers": (of_tokenizers, _train),
@@ -189,10 +191,19 @@ def run(
 
 
 def check(config: Config, methods: Sequence[str], stages: Sequence[str]) -> tuple[str, ...]:
-  """Returns the methods asked for; ValueError for one, or a stage or suite, that there is not."""
+  """Returns the methods asked for; ValueError for one, or a stage or suite, that there is not.
+
+  Of the suite only stages that simulate need to know.
+  """
   for stage in stages:
     config_lib.choose(stage, STAGES, "stage")
-  env_lib.suite(config.suite)
+  if "collect" in stages and config.collect is None:
+    raise ValueError(
+      f"demonstrations of {config.suite} come from files, config.collect is not set; pass "
+      "--data=DIR, an RLDS dataset: launch/convert.py makes one"
+    )
+  if SIMULATED & set(stages):
+    _simulator(env_lib.suite, config.suite)
   for name in methods:
     if name not in config.methods:
       near = difflib.get_close_matches(name, config.methods, n=1)
@@ -222,6 +233,7 @@ def commands(
     data, methods, seeds, stages: as in `run`.
   """
   config = config_lib.freeze(Config, values)
+  stages = [stage for stage in stages if stage != "collect"] if data else stages
   line = lambda *more: shlex.join([*common, *more])
   chosen, seeds = check(config, methods, stages), tuple(seeds) or config.seeds
   of_all = [f"--methods={','.join(chosen)}", f"--seeds={','.join(map(str, seeds))}"]
@@ -232,7 +244,7 @@ def commands(
     first.setdefault(config.method(name).tokenizer, name)
   every_seed = f"--seeds={','.join(map(str, seeds))}"
   lines = []
-  if "collect" in stages and not data:
+  if "collect" in stages:
     lines.append(line("--stages=collect"))
   if "tokenizers" in stages:
     lines += [
@@ -334,6 +346,13 @@ def _freeze(
   return run
 
 
+def _simulator(look: Callable[[str], Any], suite: str) -> None:
+  try:
+    look(suite)
+  except (ValueError, ImportError) as error:
+    raise type(error)(f"{error}; or only train here: --stages=tokenizers,policies") from error
+
+
 def _train(job: Job) -> None:
   if job.run.tokenizer:
     tokenizer = models.read_description(job.run.tokenizer)["config"]
@@ -352,7 +371,9 @@ def _evaluate(job: Job, config: Config, out: pathlib.Path) -> None:
     "max_steps": plan.max_steps,
     "replace": True,
   }
-  todo = policies_report.planned(models.load(job.workdir), dataclasses.asdict(plan))
+  trained, asked = models.load(job.workdir), dataclasses.asdict(plan)
+  settings |= policies_report.sampling(trained, asked)._asdict()
+  todo = policies_report.planned(trained, asked)
   for refinement, Ks in todo.items():
     more: dict[str, Any] = {"num_tokens": Ks, "out": target}
     if refinement:

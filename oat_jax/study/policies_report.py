@@ -10,6 +10,7 @@ import numpy as np
 
 from oat_jax.evaluate import report
 from oat_jax.evaluate import rollout
+from oat_jax.policies.policy import Sampling
 from oat_jax.study import clock
 from oat_jax.study import latency
 from oat_jax.study import policies_figures
@@ -57,7 +58,8 @@ def write(
   of_methods, goals = {}, set()
   for name, runs in methods.items():
     of_seeds = {seed: models.load(workdir) for seed, workdir, _ in runs}
-    actors[name] = trained_lib.Trained(of_seeds[runs[0][0]])
+    first = of_seeds[runs[0][0]]
+    actors[name] = trained_lib.Trained(first, sampling=sampling(first, facts["evaluate"]))
     of_methods[name] = _facts(name, runs, of_seeds, facts["policy"])
     for seed, _, directory in runs:
       for refinement, Ks in planned(of_seeds[seed], facts["evaluate"]).items():
@@ -114,6 +116,13 @@ def planned(trained: models.Trained, plan: Mapping[str, Any]) -> dict[bool, tupl
   return found
 
 
+def sampling(trained: models.Trained, plan: Mapping[str, Any]) -> Sampling:
+  """Returns how a policy's tokens, if it has any, are drawn by the comparison's `evaluate`."""
+  if trained.tokenizer is None:
+    return Sampling()
+  return Sampling(plan["temperature"], plan["top_k"])
+
+
 def _read(
   folder: pathlib.Path,
   name: str,
@@ -134,6 +143,7 @@ def _read(
     "model": models.digest(trained),
     "episodes_per_task": plan["episodes"],
     "max_steps": plan["max_steps"],
+    "sampling": sampling(trained, plan)._asdict(),
   }
   there = {key: content["facts"].get(key) for key in wanted}
   if there != wanted:

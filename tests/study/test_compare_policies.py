@@ -330,6 +330,7 @@ def test_a_report_is_of_the_runs_and_evaluations_that_the_config_says(compared, 
     ({"pairs": (("oat", "dp"),)}, {}, "config.pairs is 'dp'; it must be one of: oat"),
     ({"pairs": (("oat@x", "floor"),)}, {}, "holds 'oat@x'; behind the @"),
     ({"evaluate": values()["evaluate"] | {"num_tokens": (0,)}}, {}, "evaluate.num_tokens is 0"),
+    ({"evaluate": values()["evaluate"] | {"top_k": 3}}, {}, "top_k needs a temperature above 0"),
     ({"evaluate": values()["evaluate"] | {"mean_tokens": (9,)}}, {}, "tokens of oat is 9; it must"),
   ],
 )  # fmt: skip
@@ -339,6 +340,60 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
   with pytest.raises(ValueError, match=message):
     compare_policies.run(values(**changes), tmp_path / "out", data=data, **how)
   assert not (tmp_path / "out").exists()
+
+
+def test_training_needs_no_simulator(data, tmp_path, monkeypatch):
+  """Neither a suite that is known nor one that is installed, and no demonstrations of its own."""
+  run = lambda stages, **changes: compare_policies.run(
+    {k: v for k, v in values(**changes).items() if k != "collect"},
+    tmp_path / "out",
+    data=data,
+    methods=("bin", "floor"),
+    seeds=(0,),
+    stages=stages,
+  )
+  hint = "or only train here: --stages=tokenizers,policies"
+  with pytest.raises(ValueError, match=f"there is no suite 'kitchen/four'.*{hint}"):
+    run(compare_policies.STAGES, suite="kitchen/four")
+  monkeypatch.setattr(env_lib, "versions", lambda suite: (_ for _ in ()).throw(ImportError("no")))
+  with pytest.raises(ImportError, match=f"no; {hint}"):
+    run(compare_policies.STAGES)
+  assert not (tmp_path / "out").exists()
+  run(("tokenizers", "policies"), suite="kitchen/four")
+  assert models.load(tmp_path / "out/policies/bin/seed0").step == 2
+
+
+def test_demonstrations_are_collected_or_given(tmp_path):
+  files = {k: v for k, v in values().items() if k != "collect"}
+  with pytest.raises(ValueError, match="come from files, config.collect is not set; pass --data"):
+    compare_policies.run(files, tmp_path / "out")
+  with pytest.raises(ValueError, match="come from files"):
+    compare_policies.commands(files, ["compare"])
+  lines = compare_policies.commands(files, ["compare"], data="DIR", methods=("floor",), seeds=(0,))
+  assert [line.split()[-1] for line in lines] == ["--stages=policies,evaluate", "--stages=report"]
+
+
+def test_tokens_are_drawn_as_the_config_says(compared, data, simulator, tmp_path):
+  out = tmp_path / "out"
+  for part in ("tokenizers", "policies"):
+    shutil.copytree(compared / part, out / part)
+  drawn = {"temperature": 0.5, "top_k": 3}
+  run = lambda how: compare_policies.run(
+    values(evaluate=values()["evaluate"] | how),
+    out,
+    data=data,
+    methods=("oat", "floor"),
+    seeds=(0,),
+    stages=("evaluate", "report") if how else ("report",),
+  )
+  run(drawn)
+  facts = lambda name: json.loads((out / f"evaluations/{name}/seed0/evaluation.json").read_text())[
+    "facts"
+  ]
+  assert facts("oat")["sampling"] == drawn
+  assert facts("floor")["sampling"] == {"temperature": 0.0, "top_k": 0}  # it has no tokens
+  with pytest.raises(ValueError, match="is of another evaluation.*'temperature': 0.5"):
+    run({})
 
 
 def test_an_evaluation_that_is_missing_names_its_method(data, simulator, tmp_path):
