@@ -11,7 +11,7 @@ import tiny
 
 LAUNCH = sorted(p.name for p in (tiny.ROOT / "launch").glob("*.py") if p.name != "command.py")
 # Parts of the others, without variants of their own.
-PARTS = ("data.py", "ladder.py")
+PARTS = ("data.py", "ladder.py", "paper.py")
 CONFIGS = sorted(p.name for p in (tiny.ROOT / "configs").glob("*.py") if p.name not in PARTS)
 
 
@@ -59,7 +59,7 @@ def test_every_documented_variant_freezes_and_makes_its_models(name, variant):
   elif name == "compare.py":
     config = config_lib.freeze(compare.Config, values)
     runs = [config.modelability, *compare.training_runs(config, (), "data").values()]
-  elif name == "compare_policies.py":
+  elif name.startswith(("compare_policies", "paper_")):
     config = config_lib.freeze(compare_policies.Config, values)
     runs = compare_policies.training_runs(config, tiny.ROOT, tuple(config.methods))
   else:
