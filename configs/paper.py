@@ -46,7 +46,7 @@ def get_config(
     suite: of simulation.
     max_steps: control steps of an evaluated episode.
     task_width: of the vector that tells a policy its task; 0 where it is not told.
-    mini: a few steps and episodes, and small ResNets, to see every stage run.
+    mini: a few steps and episodes, and shallow networks, to see every stage run.
     data: `state`, `cameras` and `task` of `config.data`.
     plan: `config.plan`: what the data will be like, for launch/plan.py and tests, which have none.
   """
@@ -54,9 +54,11 @@ def get_config(
   del config.collect
   config.suite, config.seeds = suite, (42,)
   config.tokenizer = _get_config("tokenizer_oat", "published")
-  config.tokenizer.model.dtype = "bfloat16"
   quest = _get_config("tokenizer_quest", "published").model
-  quest.dtype = "bfloat16"
+  for model in (config.tokenizer.model, quest):
+    model.dtype = "bfloat16"
+    if mini:
+      model.encoder_layers = model.decoder_layers = 1
   same = config.tokenizers
   same.fast.decoding = "strict"
   config.tokenizers = ConfigDict({"bin": same.bin, "fast": same.fast, "quest": quest})
@@ -70,7 +72,7 @@ def get_config(
     model.observation.normalization = "min_max"
     model.observation.task_width = task_width
     if mini:
-      model.observation.images.channels = (16,)
+      model.layers, model.observation.images.channels = 1, (16,)
   config.methods = ConfigDict({"diffusion": {"tokenizer": "", "model": diffusion}})
   for name in config.tokenizers:
     model = config.policy.model.copy_and_resolve_references()

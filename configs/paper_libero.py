@@ -6,7 +6,7 @@ r"""The OAT paper's comparison on LIBERO-10: Diffusion Policy, Bin, FAST, QueST,
 
 Variants (the part behind the colon):
   published  10 tasks, one policy; 50 demonstrations a task, those of LIBERO's own files
-  mini       a few steps and episodes, to see every stage run; learns nothing
+  mini       a few steps and episodes of shallow networks, to see every stage run; learns nothing
 
 Observed: agentview and wrist camera of 128x128 pixels, the end effector's position and orientation,
 both fingers, and the task. Orientation is a rotation vector, as in LIBERO's files, there made a

@@ -5,7 +5,7 @@ r"""The OAT paper's comparison on MetaWorld: Diffusion Policy, Bin, FAST, QueST,
 Variants (the part behind the colon):
   published  box-close, coffee-pull, disassemble and stick-pull, one policy; 50 demonstrations a
              task, collected here where no --data is given
-  mini       a few steps and episodes, to see every stage run; learns nothing
+  mini       a few steps and episodes of shallow networks, to see every stage run; learns nothing
 
 Observed: four cameras of 128x128 pixels, and what the robot knows of its hand: neither goal nor
 task. Episodes have 200 steps. Bin has 128 tokens a chunk.

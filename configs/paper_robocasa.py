@@ -6,7 +6,7 @@ r"""The OAT paper's comparison on RoboCasa: Diffusion Policy, Bin, FAST, QueST, 
 
 Variants (the part behind the colon):
   published  CloseDrawer, TurnOffSinkFaucet, CoffeePressButton and TurnOffMicrowave, one policy
-  mini       a few steps and episodes, to see every stage run; learns nothing
+  mini       a few steps and episodes of shallow networks, to see every stage run; learns nothing
 
 Observed: the left, right and wrist camera of 128x128 pixels, and of the robot where its base is
 (7), where the hand is from there (7), and both fingers (2), but no instruction. Theirs are 9, the

@@ -8,7 +8,7 @@ Variants (the part behind the colon):
   lift    Lift; robomimic's own files, see below
   can     PickPlaceCan
   square  NutAssemblySquare
-  mini    lift with a few steps and episodes, to see every stage run; learns nothing
+  mini    lift, a few steps and episodes of shallow networks, to see every stage run
 
 Observed: agentview and wrist camera, and of the robot the end effector's position (3), quaternion
 (4) and both fingers (2). Episodes have 400 steps. Bin has 224 tokens a chunk.
