@@ -1,7 +1,8 @@
 # make quickstart   collect demonstrations, train tokenizer and policy, evaluate, report (44 minutes on one core, less on two)
 # make test         all tests, in parallel
 # make lint         ruff and pyright
-# make test-clients  openpi's own client package, in an environment of its own, drives a server
+# make test-clients  openpi-client, and praxis-eval in MetaWorld, each in an environment of its own, drive
+#                   servers (praxis-eval brings torch: 2 GB where pip has one for CPUs alone, else 7)
 # make bench        launch/benchmark.py, every section, into runs/bench
 # Each makes the virtual environment .venv first, if there is none.
 
@@ -23,12 +24,28 @@ quickstart: $(VENV)/.installed
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n $(JOBS) --dist=worksteal tests
 
+.PHONY: test-openpi test-praxis
+test-clients: test-openpi test-praxis
+
 # openpi-client wants numpy below 2, which jax does not, and forgets typing_extensions.
 CLIENTS := .venv-clients
-test-clients: $(VENV)/.installed
+test-openpi: $(VENV)/.installed
 	test -d $(CLIENTS) || { $(PYTHON) -m venv $(CLIENTS) \
 	  && $(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check openpi-client==0.1.2 typing_extensions; }
-	$(BIN)/python tests/clients/against.py $(CLIENTS)/bin/python
+	$(BIN)/python tests/clients/against.py openpi $(CLIENTS)/bin/python
+
+# praxis-eval's extra metaworld, less what a rollout does not use of lerobot (datasets' video, motors, wandb);
+# neither metaworld 3.0.0 works with mujoco 4 nor praxis-eval 0.1.3 with gymnasium 1.4.
+PRAXIS := .venv-praxis
+ROLLOUT := 'torch==2.13.0' 'torchvision==0.28.0' 'metaworld==3.0.0' 'mujoco<3.4' 'gymnasium>=1.1.1,<1.4' \
+  'praxis-remote==0.1.1' omegaconf tqdm draccus==0.10.0 einops termcolor accelerate diffusers==0.35.2 \
+  'huggingface-hub<0.36' 'datasets<5' 'av<16' 'opencv-python-headless<4.13' deepdiff jsonlines pyserial
+test-praxis: $(VENV)/.installed
+	test -f $(PRAXIS)/.installed || { rm -rf $(PRAXIS) && $(PYTHON) -m venv $(PRAXIS) \
+	  && $(PRAXIS)/bin/python -m pip install --quiet --disable-pip-version-check $(ROLLOUT) \
+	  && $(PRAXIS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps lerobot==0.4.4 praxis-eval==0.1.3 \
+	  && touch $(PRAXIS)/.installed; }
+	$(BIN)/python tests/clients/against.py praxis $(PRAXIS)/bin/python
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -3,11 +3,13 @@ r"""A robot's loop: R steps of a chunk are executed while the server computes th
   pip install openpi-client typing_extensions     # wants numpy below 2, jax does not
   python examples/robot_client.py --host=HOST --port=8000 --token-file=TOKEN
 
-`Robot` is where yours goes. Where no chunk comes in time the robot holds, then stops; nothing is
-executed that is older than it may be, out of the limits, or not a number.
+`Robot` is where yours goes. A policy that looks at several moments is sent those of the last
+control steps, which nobody else has seen. Where no chunk comes in time the robot holds, then stops;
+nothing is executed that is older than it may be, out of the limits, or not a number.
 """
 
 import argparse
+import collections
 import pathlib
 import threading
 import time
@@ -23,6 +25,7 @@ class Robot:
     self.task = metadata["tasks"][0]
 
   def observe(self):
+    """Returns one moment; it is asked for at every step where the policy looks at several."""
     return {"state": self.state, "task": self.task}  # and "image_<camera>": uint8 (H, W, 3)
 
   def send(self, action_A):
@@ -33,6 +36,27 @@ class Robot:
 
   def stop(self):
     print("stop")
+
+
+class Moments:
+  """The last moments, as many as the policy looks at, no two further apart than `gap_s`."""
+
+  def __init__(self, count, gap_s):
+    self.count, self._gap_s, self._at = count, gap_s, 0.0
+    self._seen = collections.deque(maxlen=count)
+
+  def see(self, moment):
+    now = time.monotonic()
+    if now - self._at > self._gap_s:
+      self._seen.clear()  # another moment than the one before is worse than none
+    self._seen.append(moment)
+    self._at = now
+
+  def observation(self):
+    """Returns what a request holds: what is seen has an axis of time, oldest first."""
+    many = lambda name: name == "state" or name.startswith("image_")
+    last = self._seen[-1]
+    return {k: np.stack([x[k] for x in self._seen]) if many(k) else last[k] for k in last}
 
 
 class Asking(threading.Thread):
@@ -65,16 +89,20 @@ def loop(robot, policy, *, hz=50, execute=8, lead=4, deadline_ms=50.0, hold_s=0.
   The next chunk is asked for `lead` steps before `execute` steps of this one are done. A chunk that
   comes later than that, or than its deadline, is thrown away, and so is what the clock is past.
   """
-  limits = policy.get_server_metadata()["limits"]
+  metadata = policy.get_server_metadata()
+  limits, moments = metadata["limits"], Moments(metadata["observation_steps"], gap_s=2 / hz)
   rate_A = np.inf if limits["rate"] is None else np.asarray(limits["rate"])
   oldest = max(lead / hz, deadline_ms / 1e3) + 1 / hz
   chunk_CA, last_A, asking, expires = None, None, None, 0.0
   at = end = sent = count = 0
   moved = time.monotonic()
   while steps is None or count < steps:
-    if asking is None and at >= end - lead:
+    ask = asking is None and at >= end - lead
+    if ask or moments.count > 1:
+      moments.see(robot.observe())
+    if ask:
       told = {} if last_A is None else {"last_action": np.asarray(last_A, np.float32)}
-      asking = Asking(policy, robot.observe() | told | {"deadline_ms": deadline_ms}, sent)
+      asking = Asking(policy, moments.observation() | told | {"deadline_ms": deadline_ms}, sent)
     tick = time.monotonic()
     if at >= end and asking is not None and not asking.is_alive():
       if asking.error is not None:

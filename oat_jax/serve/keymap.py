@@ -4,13 +4,15 @@
     "state": ["observation/joint_position", "observation/gripper_position"],
     "images": {"wrist": "observation/wrist_image_left"},
     "task": "prompt",
+    "tasks": {"box-close": "Grasp the cover and close the box with it"},
     "channels_first": false,
     "float_images": false
   }
 
 `state` is joined in this order; `images` has our name of each camera first, or "*" for all others,
 whose name then stands for the "*" of theirs; a name with slashes that is not there as it stands is
-looked for part by part in nested maps. With `float_images`, images of floats in 0..1 are taken too.
+looked for part by part in nested maps. `task` is where the task is said, `tasks` how, where that is
+not our name of it. With `float_images`, images of floats in 0..1 are taken too.
 """
 
 from collections.abc import Mapping
@@ -31,6 +33,7 @@ class Keymap(NamedTuple):
   state: tuple[str, ...] = ("state",)
   images: Mapping[str, str] = {}
   task: str = "task"
+  tasks: Mapping[str, str] = {}
   channels_first: bool = False
   float_images: bool = False
 
@@ -55,7 +58,8 @@ def load(name: str, spec: batch_lib.BatchSpec) -> Keymap:
     raise FileNotFoundError(f"there is no keymap '{name}'; ready ones are {', '.join(ready())}")
   try:
     content = json.loads(path.read_text())
-    fixed = {"state": tuple(content["state"]), "images": dict(content.get("images", {}))}
+    fixed = {"state": tuple(content["state"])}
+    fixed |= {name: dict(content.get(name, {})) for name in ("images", "tasks")}
     made = Keymap(**(content | fixed))
   except (ValueError, KeyError, TypeError) as error:
     fields = ", ".join(Keymap._fields)
@@ -109,11 +113,25 @@ def translate(
       frame = np.rint(255 * frame).astype(np.uint8)
     observation[f"image_{camera}"] = frame
   if spec.num_tasks > 1:
-    observation["task"] = _find(request, keymap.task)
+    observation["task"] = _task(_find(request, keymap.task), keymap, spec)
   for name in ("language", "observation_mask", "dataset"):
     if name in request:
       observation[name] = request[name]
   return observation
+
+
+def _task(given: Any, keymap: Keymap, spec: batch_lib.BatchSpec) -> Any:
+  """Returns our name of a task; what is no name of theirs is left as it is."""
+  if not isinstance(given, str):
+    return given
+  meant = [name for name, theirs in keymap.tasks.items() if theirs == given]
+  known = [name for name in meant if name in spec.task_names]
+  if len(known) > 1:
+    raise ValueError(
+      f"'{keymap.task}' is {given!r}, which the policy's tasks {' and '.join(known)} are both "
+      "called there: they cannot be told apart"
+    )
+  return known[0] if known else given
 
 
 def _find(request: Mapping[str, Any], name: str) -> Any:

@@ -114,6 +114,7 @@ class Service:
       "action_horizon": spec.batch.action_horizon,
       "action_dim": spec.batch.action_dim,
       "action_names": list(spec.batch.action_names),
+      "observation_steps": spec.batch.observation_steps,
       "tasks": list(spec.batch.task_names),
       "settings": list(SETTINGS),
       "keymap": {"state": list(self.keymap.state), "images": dict(self.keymap.images)},

@@ -4,6 +4,9 @@ On connecting the server sends one message, the metadata. Then each request, a m
 observed, is answered by {"actions": float32 (C, A), "server_timing": {...}, ...}. An error is a
 text message, behind which the server closes with code 1011. GET /healthz answers 200, /metrics
 what Prometheus reads. Messages are those of `wire`.
+
+Nothing is remembered from one request to the next. A client asks once for many steps, so what it
+asked with before is not the moment before: that only the client has seen, and sends along.
 """
 
 import asyncio
@@ -51,7 +54,8 @@ class Server:
     """With a `token` clients must send `Authorization: Api-Key TOKEN`; "" asks for none."""
     self._service, self._token, self._debug = service, token, debug
     self._limits = limits or Limits()
-    self._metadata = wire.pack(service.metadata())
+    metadata = service.metadata()
+    self._metadata = wire.pack(metadata | {"history": _history(metadata["observation_steps"])})
     self._answering = 0
     self._workers = futures.ThreadPoolExecutor(2, "unpack")
     self._stopping = asyncio.Event()
@@ -198,6 +202,16 @@ class Server:
     if episode is not None and (not isinstance(episode, str) or len(episode) > 200):
       raise ValueError(f"'episode_id' is {str(episode)[:60]}; a text of at most 200 is needed")
     return future, episode
+
+
+def _history(steps: int) -> str:
+  """Returns what a client is told of the moments that a request holds."""
+  if steps == 1:
+    return "a request holds one moment"
+  return (
+    f"a request holds the last {steps} moments, oldest first, one control step apart; fewer count "
+    "as an episode's beginning"
+  )
 
 
 def _quiet() -> logging.Logger:

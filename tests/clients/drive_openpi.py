@@ -12,7 +12,8 @@ if __name__ == "__main__":
   metadata = policy.get_server_metadata()
   horizon, dims = metadata["action_horizon"], metadata["action_dim"]
   size = metadata["observation"]["state"]["shape"][-1]
-  request = {"state": np.zeros(size, np.float32), "task": metadata["tasks"][0]}
+  moments = np.zeros((metadata["observation_steps"], size), np.float32)
+  request = {"state": moments, "task": metadata["tasks"][0]}
   answer = policy.infer(request | {"num_tokens": 2, "deadline_ms": 1e4})
   assert answer["actions"].shape == (horizon, dims) and answer["num_tokens"] == 2, answer
   assert answer["actions"].dtype == np.float32 and answer["server_timing"]["infer_ms"] > 0

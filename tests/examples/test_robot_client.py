@@ -26,17 +26,17 @@ def example():
 class Server:
   """Gives chunks that say for which step each action was meant; slow or broken on request."""
 
-  def __init__(self, seconds=lambda request: 0.0, limits=LIMITS):
-    self.requests, self._seconds, self._limits = [], seconds, limits
+  def __init__(self, seconds=lambda request: 0.0, limits=LIMITS, moments=1):
+    self.requests, self._seconds, self._limits, self._moments = [], seconds, limits, moments
 
   def get_server_metadata(self):
-    return {"limits": self._limits, "tasks": [""], "observation": {"state": {"shape": ["B", 2, 5]}}}
+    return {"limits": self._limits, "observation_steps": self._moments}
 
   def infer(self, request):
     self.requests.append(request)
     time.sleep(self._seconds(len(self.requests)))
     actions_CA = np.zeros((HORIZON, 2), np.float32)
-    actions_CA[:, 1] = request["state"][0] + np.arange(HORIZON)
+    actions_CA[:, 1] = request["state"][-1, 0] + np.arange(HORIZON)
     return {"actions": actions_CA}
 
 
@@ -76,6 +76,39 @@ def test_every_step_has_the_action_that_was_meant_for_it(example):
   assert len(robot.sent) > 50 and meant_for(robot) and robot.stops == 1
   assert len(server.requests) >= len(robot.sent) / 8  # not more than 8 steps of each
   assert all(request["deadline_ms"] == 200 for request in server.requests)
+
+
+def test_a_request_holds_the_moments_of_consecutive_steps(example):
+  robot, server = Robot(), Server(lambda request: 0.02, moments=3)
+  assert example.run(robot, server, steps=100, **PACE) == "done"
+  assert meant_for(robot) and len(robot.seen) == 100
+  states = [request["state"] for request in server.requests]
+  assert len(states) > 6 and states[0].shape == (1, 5)
+  assert sum(x.shape == (3, 5) for x in states) > len(states) / 2  # a busy machine may lose some
+  for x in states:
+    assert set(np.diff(x[:, 0])) <= {0, 1}  # a step was executed between two, or the robot held
+  assert any((np.diff(x[:, 0]) == 1).all() for x in states if len(x) == 3)
+
+
+def test_moments_that_are_not_consecutive_are_not_sent_together(example):
+  moments = example.Moments(2, gap_s=0.2)
+  see = lambda value: moments.see({"state": np.full(5, value), "image_top": value, "task": "a"})
+  see(1)
+  see(2)
+  see(3)
+  assert moments.observation()["state"][:, 0].tolist() == [2, 3]
+  assert moments.observation()["image_top"].tolist() == [2, 3]
+  assert moments.observation()["task"] == "a"
+  time.sleep(0.3)
+  see(4)
+  assert moments.observation()["state"][:, 0].tolist() == [4]
+
+
+def test_a_policy_of_one_moment_observes_when_it_is_asked_only(example):
+  robot, server = Robot(), Server()
+  assert example.run(robot, server, steps=60, **PACE) == "done"
+  assert len(robot.seen) == len(server.requests) < 15
+  assert all(request["state"].shape == (1, 5) for request in server.requests)
 
 
 def test_limits_hold_at_the_robot_too(example):

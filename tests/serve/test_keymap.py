@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tiny
 
+from oat_jax.envs import suites as envs
 from oat_jax.export import observing
 from oat_jax.serve import keymap
 
@@ -14,6 +15,7 @@ CAMERAS = {
   "droid": ("exterior_1", "wrist"),
   "aloha": ("high", "low", "left_wrist", "right_wrist"),
   "praxis": ("agentview", "robot0_eye_in_hand"),  # robomimic's; other suites have others
+  "praxis_metaworld": ("corner",),
 }
 FRAME = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
 # As the examples of openpi and the adapters of praxis-eval send them.
@@ -45,6 +47,12 @@ REQUESTS = {
     "observation.state": np.arange(8.0, dtype=np.float32),
     "observation.state.robot0_eef_pos": np.arange(3.0, dtype=np.float32),
     "task": "push",
+  },
+  "praxis_metaworld": {
+    "observation.images.corner": np.moveaxis(FRAME, -1, 0).astype(np.float32) / 255,
+    "observation.state": np.arange(8.0, dtype=np.float32),
+    "task": "Push the puck to a goal",
+    "next.done": np.False_,
   },
 }
 
@@ -98,6 +106,22 @@ def test_a_pattern_names_the_cameras_that_have_no_name_of_their_own(tmp_path):
       keymap.load(str(path), spec("libero"))
 
 
+def test_tasks_have_our_names():
+  of = lambda *names: spec("praxis_metaworld", task_names=names)
+  for task in envs.get("metaworld/mt50").tasks:
+    both = of("another", task)
+    known = keymap.load("praxis_metaworld", both)
+    request = REQUESTS["praxis_metaworld"] | {"task": known.tasks[task]}
+    assert keymap.translate(request, known, both)["task"] == task
+    assert keymap.translate(request | {"task": task}, known, both)["task"] == task
+    assert keymap.translate(request | {"task": 1}, known, both)["task"] == 1
+  with pytest.raises(ValueError, match="tasks push-back and push are both called there"):
+    keymap.translate(REQUESTS["praxis_metaworld"], known, of("push", "push-back"))
+  unknown = keymap.translate(REQUESTS["praxis_metaworld"], known, of("reach", "soccer"))
+  with pytest.raises(ValueError, match="no task 'Push the puck to a goal'; the policy knows reach"):
+    observing.batch(unknown, of("reach", "soccer"))
+
+
 def test_a_number_joins_a_row():
   of = keymap.load("droid", spec("droid"))
   request = REQUESTS["droid"] | {"observation/gripper_position": 7.0}
@@ -141,7 +165,13 @@ def test_a_keymap_that_does_not_fit_is_an_error(tmp_path):
   with pytest.raises(ValueError, match="no name for the policy's camera 'image'; it names ext"):
     keymap.load("droid", spec("libero"))
   path = tmp_path / "mine.json"
-  for text in ("", "[]", '{"images": {}}', json.dumps({"state": ["a"], "cameras": {}})):
+  for text in (
+    "",
+    "[]",
+    '{"images": {}}',
+    json.dumps({"state": ["a"], "cameras": {}}),
+    '{"state": [], "tasks": 3}',
+  ):
     path.write_text(text)
     with pytest.raises(ValueError, match="mine.json is no keymap of state, images, task"):
       keymap.load(str(path), spec("libero"))

@@ -95,6 +95,7 @@ def test_a_client_is_told_what_the_policy_is_and_gets_its_chunks(server, policy)
   connection, metadata = connect(server[0])
   assert metadata["action_horizon"] == 8 and metadata["tasks"] == ["lift", "push"]
   assert metadata["observation"]["state"]["shape"] == ["B", 2, 5]
+  assert metadata["observation_steps"] == 2 and "the last 2 moments" in metadata["history"]
   assert metadata["limits"] == dict(policy.spec.limits)
   with connection:
     for K in (1, 4, 8):
@@ -109,6 +110,22 @@ def test_a_client_is_told_what_the_policy_is_and_gets_its_chunks(server, policy)
     assert held["episode_id"] == "a"
     rate_A = np.asarray(policy.spec.limits["rate"])
     assert (np.abs(held["actions"][0]) <= rate_A + 1e-6).all()
+
+
+def test_nothing_is_remembered_from_one_request_to_the_next(server, policy):
+  """A moment of the request before is not the moment before, nor is one of another episode."""
+  seen = observation()
+  single = seen | {"state": seen["state"][1]}
+  alone_CA, both_CA = policy.act(single)[0], policy.act(seen)[0]
+  assert not np.allclose(alone_CA, both_CA)
+  with connect(server[0])[0] as connection:
+    for episode in ({}, {"episode_id": "a"}, {"episode_id": "a"}, {"episode_id": "b"}):
+      ask(connection, observation(3) | episode)
+      answer = ask(connection, single | episode)
+      np.testing.assert_allclose(answer["actions"], alone_CA, rtol=0, atol=1e-6)
+      assert answer.get("episode_id") == episode.get("episode_id")
+    answer = ask(connection, seen | {"episode_id": "b"})
+    np.testing.assert_allclose(answer["actions"], both_CA, rtol=0, atol=1e-6)
 
 
 def test_a_seed_is_run_alone_where_draws_are_random(policy, monkeypatch):
