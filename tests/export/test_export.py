@@ -1,4 +1,4 @@
-"""An export acts, encodes and decodes as the run did, and says what is wrong with it otherwise."""
+"""An export acts, encodes and decodes as the run did, alone, and in numpy."""
 
 import dataclasses
 import json
@@ -7,7 +7,10 @@ import shutil
 import subprocess
 import sys
 
-import jax
+from exports import alone
+from exports import change
+from exports import observation
+from exports import WITHOUT_TRAINING
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -22,52 +25,6 @@ from oat_jax.policies import anytime
 from oat_jax.policies import policy as policy_lib
 from oat_jax.train import loop
 from oat_jax.train import models
-
-WITHOUT_TRAINING = ("flax", "optax", "orbax", "grain", "tensorflow_datasets", "ml_collections")
-
-
-@pytest.fixture(scope="module")
-def policy_workdir(dataset, tokenizer_workdir, tmp_path_factory):
-  """A policy of two steps, written by two devices; the data stay where they are."""
-  out = tmp_path_factory.mktemp("policy") / "run"
-  values = tiny.run_values("policy", dataset, tokenizer_workdir, steps=2, mesh=(1, 2, 1))
-  values |= {"evaluate_every": 1, "save_every": 1, "keep_best": "chunk_mse_8"}
-  flags = tiny.quick("--xla_force_host_platform_device_count=2")
-  code, _, err = tiny.command("launch/train.py", *tiny.arguments(values, out), **flags)
-  assert code == 0, err
-  return out
-
-
-@pytest.fixture(scope="module")
-def export(policy_workdir, tmp_path_factory):
-  out = tmp_path_factory.mktemp("export") / "deep" / "policy"
-  arguments = [f"--workdir={policy_workdir}", f"--out={out}", "--temperature=1", "--top_k=10"]
-  code, _, err = tiny.command("launch/export.py", *arguments, **tiny.quick())
-  assert code == 0, err
-  return out
-
-
-@pytest.fixture(scope="module")
-def loaded(export):
-  return oat_jax.export.load(export)
-
-
-@pytest.fixture
-def copy(export, tmp_path):
-  shutil.copytree(export, tmp_path / "copy")
-  return tmp_path / "copy"
-
-
-def change(path, **changes):
-  """Changes fields of spec.json."""
-  content = json.loads((path / "spec.json").read_text())
-  (path / "spec.json").write_text(json.dumps(content | changes))
-
-
-def observation(B=None, T=2, seed=0):
-  rng = np.random.default_rng(seed)
-  shape = (T, 5) if B is None else (B, T, 5)
-  return {"state": rng.uniform(-1, 1, shape).astype(np.float32), "task": "push"}
 
 
 def test_an_export_acts_as_the_run_does(policy_workdir, loaded):
@@ -185,18 +142,6 @@ def test_the_best_step_is_exported(policy_workdir, tmp_path):
   assert exporter.export(copied, tmp_path / "newest").checkpoint["step"] == 2
 
 
-def test_no_best_step_is_an_error(tokenizer_workdir, tmp_path):
-  with pytest.raises(ValueError, match="has no best step, as config.keep_best is not set"):
-    exporter.export(tokenizer_workdir, tmp_path / "out", step="best")
-  with pytest.raises(ValueError, match="--step=newest: expected a number, or best"):
-    exporter.export(tokenizer_workdir, tmp_path / "out", step="newest")
-  with pytest.raises(FileNotFoundError, match="no checkpoint of step 7"):
-    exporter.export(tokenizer_workdir, tmp_path / "out", step="7")
-  with pytest.raises(ValueError, match="holds no policy that draws tokens"):
-    exporter.export(tokenizer_workdir, tmp_path / "out", temperature=1.0)
-  assert not (tmp_path / "out").exists()
-
-
 def test_bfloat16_halves_the_network_and_leaves_statistics(policy_workdir, export, tmp_path):
   spec = exporter.export(policy_workdir, tmp_path / "small", dtype="bfloat16")
   whole = directory.read(export).spec.arrays
@@ -258,31 +203,6 @@ def test_deadlines_and_early_ends(loaded):
   assert set(measured) == set(range(1, 9)) and all(ms > 0 for ms in measured.values())
 
 
-@pytest.mark.parametrize(
-  ("changed", "message"),
-  [
-    ({"state": None}, r"has no 'state'; it takes \['state', 'task'"),
-    ({"image_top": np.zeros((4, 4, 3), np.uint8)}, "has 'image_top', which is not known"),
-    ({"state": np.zeros((2, 4))}, r"'state' has shape \[2, 4\]; expected \[5\] behind the 1 axes"),
-    ({"state": np.zeros((3, 5))}, "holds 1 rows of 3 moments; the policy looks at 1 to 2"),
-    ({"state": np.zeros((0, 2, 5))}, "holds 0 rows"),
-    ({"state": np.full(5, np.nan)}, r"'observation/state' holds NaN or infinity at index \[0, 0"),
-    ({"state": np.full(5, 1e39)}, "holds NaN or infinity"),
-    ({"state": np.array(["a"] * 5)}, "'state' is of dtype <U1; numbers are needed"),
-    ({"state": np.array([None] * 5)}, "'state' is of dtype object; numbers are needed"),
-    ({"task": None}, "has no 'task'; the policy needs it: one of lift, push"),
-    ({"task": "pull"}, "there is no task 'pull'; the policy knows lift, push"),
-    ({"task": 2}, r"'task' is 2; it must be a name, or in 0\.\.1"),
-    ({"task": 0.5}, "'task' is 0.5; it must be a name"),
-    ({"task": ["lift", "push"]}, "'task' has 2 values for 1 rows"),
-  ],
-)
-def test_a_wrong_observation_is_an_error(changed, message, loaded):
-  seen = {k: v for k, v in (observation() | changed).items() if v is not None}
-  with np.errstate(over="ignore"), pytest.raises(ValueError, match=message):
-    loaded.act(seen)
-
-
 def test_any_layout_of_an_observation_will_do(loaded):
   """Fewer moments, another byte order, a strided view: the same chunk."""
   seen = observation()
@@ -312,121 +232,6 @@ def test_the_limits_of_the_spec_hold(copy, loaded):
   assert np.abs(steps).max() <= 0.001 + 1e-6
 
 
-@pytest.mark.parametrize("name", ["params.safetensors", "act.jax_exported", "spec.json"])
-def test_a_missing_or_broken_file_is_an_error_that_names_it(name, copy, capsys):
-  whole = (copy / name).read_bytes()
-  (copy / name).unlink()
-  with pytest.raises(FileNotFoundError, match=name):
-    loader.load(copy)
-  for data in (whole[: len(whole) // 2], b"", b"\0" * len(whole)):
-    (copy / name).write_bytes(data)
-    with pytest.raises(ValueError, match=name):
-      loader.load(copy)
-  assert loader.main([str(copy), "--check"]) == 1
-  assert len(capsys.readouterr().err.splitlines()) == 1
-
-
-def test_a_file_of_another_export_is_an_error(copy, tokenizer_workdir, tmp_path):
-  exporter.export(tokenizer_workdir, tmp_path / "other")
-  shutil.copy(tmp_path / "other" / "decode.jax_exported", copy)
-  shutil.copy(tmp_path / "other" / "params.safetensors", copy)
-  with pytest.raises(ValueError, match="cut short, changed or another export's"):
-    loader.load(copy)
-  change(copy, sha256={"../../secret": "0"})
-  with pytest.raises(ValueError, match="spec.json does not describe an export"):
-    loader.load(copy)
-
-
-@pytest.mark.parametrize("version", [0, 2, "new"])
-def test_an_export_of_another_version_says_what_to_do(version, copy):
-  change(copy, format_version=version)
-  with pytest.raises(ValueError, match=f"has format version {version}; .* reads version 1: "):
-    loader.load(copy)
-
-
-def test_nothing_is_overwritten(export, policy_workdir):
-  before = tiny.listing(export)
-  with pytest.raises(ValueError, match="exists and is no empty directory"):
-    exporter.export(policy_workdir, export)
-  assert tiny.listing(export) == before
-
-
-@pytest.mark.parametrize("what", ["convention", "program"])
-def test_functions_of_another_jax_are_noticed_when_they_are_loaded(what, copy, capsys, monkeypatch):
-  if what == "convention":
-    monkeypatch.setattr(loader.export, "minimum_supported_calling_convention_version", 99)
-    monkeypatch.setattr(loader.export, "maximum_supported_calling_convention_version", 99)
-    message = "it has calling convention 10; this jax takes 99 to 99"
-  else:
-    whole = loader.export.Exported.mlir_module
-
-    def unreadable(self, **settings):
-      if settings:  # of exporting, not of reading
-        return whole(self, **settings)
-      raise ValueError("failed to parse a newer StableHLO")
-
-    monkeypatch.setattr(loader.export.Exported, "mlir_module", unreadable)
-    message = "failed to parse a newer StableHLO"
-  again = oat_jax.export.load(copy)
-  assert message in again.rebuilt and message in capsys.readouterr().err
-  assert again.act(observation())[0].shape == (8, 3)
-
-
-@pytest.mark.parametrize(
-  ("limits", "message"),
-  [
-    ({"low": [0.0], "high": [1.0], "rate": None}, "limits of 1 dimensions; the policy has 3"),
-    ({"low": [1.0] * 3, "high": [0.0] * 3, "rate": None}, "limits of dimension 0"),
-  ],
-)
-def test_limits_that_do_not_fit_are_an_error(limits, message, copy):
-  change(copy, limits=limits)
-  with pytest.raises(ValueError, match=message):
-    oat_jax.export.load(copy)
-
-
-@pytest.mark.parametrize("last", [np.full(3, np.nan), np.full(3, 1e39), np.zeros(1)])
-def test_a_last_action_that_is_none_is_an_error(last, loaded):
-  with pytest.raises(ValueError, match="the last action holds"):
-    loaded.act(observation(), last_action=last)
-
-
-def foreign_functions(path):
-  """Makes the functions ones that no jax reads, as far as checksums go all is well."""
-  spec = json.loads((path / "spec.json").read_text())
-  for about in spec["functions"].values():
-    data = b"of another calling convention"
-    (path / about["file"]).write_bytes(data)
-    spec["sha256"][about["file"]] = directory.parameters.sha256(data)
-  change(path, sha256=spec["sha256"])
-
-
-def test_functions_that_cannot_be_read_are_built_anew(copy, loaded, capsys):
-  foreign_functions(copy)
-  again = oat_jax.export.load(copy)
-  assert again.rebuilt and "built anew from the parameters" in capsys.readouterr().err
-  assert all(row.passed for row in again.check())
-  for seed in range(3):
-    chunk_CA, _ = loaded.act(observation(), seed=seed)
-    np.testing.assert_array_equal(again.act(observation(), seed=seed)[0], chunk_CA)
-
-
-def alone(code, *arguments):
-  """Runs Python code where no package that training needs can be imported."""
-  prelude = f"""
-import sys
-class Without:
-  def find_spec(self, name, *_):
-    if name.partition(".")[0] in {WITHOUT_TRAINING}:
-      raise ImportError(f"No module named {{name!r}}")
-sys.meta_path.insert(0, Without())
-"""
-  command = [sys.executable, "-c", prelude + code, *map(str, arguments)]
-  return subprocess.run(
-    command, env=tiny.environment(**tiny.quick()), capture_output=True, text=True
-  )
-
-
 def test_an_export_needs_none_of_the_training_packages(export, loaded):
   code = """
 import json, numpy as np, oat_jax.export
@@ -446,13 +251,6 @@ print(json.dumps([chunk_CA.tolist(), tokens_BN.tolist(), loaded]))
   np.testing.assert_array_equal(np.float32(chunk_CA), wanted_CA)
   np.testing.assert_array_equal(tokens_BN, loaded.encode(wanted_CA[None]))
   assert not set(names) & {*WITHOUT_TRAINING, "matplotlib", "cv2", "tokenizers", "tqdm"}
-
-
-def test_without_these_packages_foreign_functions_say_what_to_install(copy):
-  foreign_functions(copy)
-  run = alone("import oat_jax.export; oat_jax.export.load(sys.argv[1])", copy)
-  assert run.returncode and f"jax=={jax.__version__}" in run.stderr.splitlines()[-1]
-  assert "install 'oat-jax[train]'" in run.stderr.splitlines()[-1]
 
 
 def test_a_decoder_in_plain_numpy(policy_workdir, loaded, tmp_path):
