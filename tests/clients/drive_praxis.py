@@ -7,9 +7,11 @@ import sys
 import numpy as np
 import torch
 
-if torch.version.cuda is None:
-  # PyPI's torchvision is built for CUDA and has no operators beside such a torch; none is used,
-  # but when it is imported, as lerobot does, it describes these two.
+try:
+  import torchvision  # noqa: F401
+except RuntimeError:
+  # PyPI's is built for CUDA and has no operators beside a torch for CPUs. None is used here, but
+  # when it is imported, as lerobot does, it describes these two.
   for name in ("nms", "qnms"):
     torch.library.define(f"torchvision::{name}", "(Tensor x, Tensor y, float z) -> Tensor")
 

@@ -102,8 +102,10 @@ def test_a_retry_beside_the_first_call_goes_on_in_the_same_chunk():
     first = begin(client, "a")
     wait_until(service.has_asked(1))
     second, given_up = begin(client, "a"), begin(client, "a")
-    time.sleep(0.3)
+    figure = lambda text: lambda: text in service.figures.text()
+    wait_until(figure('requests_total{protocol="grpc"} 3'))
     assert given_up.cancel()
+    wait_until(figure('errors_total{kind="cancelled"} 1'))
     assert len(service.asked) == 1
     service.answer(0)
     assert (told(first), told(second)) == (0.0, 0.01)
