@@ -5,6 +5,7 @@ python tests/clients/against.py praxis PRAXIS/bin/python
 """
 
 import contextlib
+import os
 import pathlib
 import re
 import signal
@@ -17,6 +18,8 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 import tiny
+
+os.environ.update(tiny.quick(), JAX_PLATFORMS="cpu")  # most of the time is compilation
 
 TOKEN = "0123456789abcdef"
 REPLAN, STEPS = 5, 23  # of chunks of 8, and of an episode
