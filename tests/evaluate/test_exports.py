@@ -20,9 +20,8 @@ from oat_jax.serve import service
 from oat_jax.study import trained
 from oat_jax.train import models
 
-pytest.importorskip("websockets", reason="the extra `serve` is not installed")
+server = pytest.importorskip("served")  # skips where the extra `serve` is not installed
 remote = pytest.importorskip("oat_jax.evaluate.remote")
-server = pytest.importorskip("served")
 
 TASKS = ("push", "lift", "push")
 EVERY = np.ones(3, bool)

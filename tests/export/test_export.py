@@ -1,5 +1,6 @@
 """An export acts, encodes and decodes as the run did, alone, and in numpy."""
 
+import ast
 import dataclasses
 import json
 import os
@@ -230,6 +231,23 @@ def test_the_limits_of_the_spec_hold(copy, loaded):
   assert narrow.min() >= np.float32(-0.01) and narrow.max() <= np.float32(0.02)
   steps = np.diff(np.concatenate([np.zeros((1, 3)), narrow]), axis=0)
   assert np.abs(steps).max() <= 0.001 + 1e-6
+
+
+def test_evaluating_an_export_needs_none_of_the_training_packages(export, loaded):
+  code = """
+from oat_jax.evaluate import exported, run
+who = exported.Exported(sys.argv[1])
+window, *_ = who.windows(1, stop=False)
+print(who.act(window, num_tokens=4).actions_BCA.tolist())
+assert not {"matplotlib", "cv2", "tokenizers"} & set(sys.modules)
+"""
+  run = alone(code, export)
+  assert run.returncode == 0, run.stderr
+  batch = loaded.samples()
+  seen = {"state": batch["observation"]["state"][0], "task": int(batch["observation"]["task"][0])}
+  mask_T = batch["observation_mask"][0]
+  wanted_CA, _ = loaded.act(seen | {"observation_mask": mask_T}, num_tokens=4)
+  np.testing.assert_allclose(ast.literal_eval(run.stdout)[0], wanted_CA, rtol=0, atol=1e-6)
 
 
 def test_an_export_needs_none_of_the_training_packages(export, loaded):

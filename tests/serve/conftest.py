@@ -14,9 +14,9 @@ def policy(policy_export):
 
 @pytest.fixture(scope="session")
 def server(policy):
-  import sockets  # skips where the extra `serve` is not installed
+  import served  # skips where the extra `serve` is not installed
 
-  with sockets.serving(policy, max_batch=4) as (port, service, _):
+  with served.serving(policy, max_batch=4) as (port, service, _):
     yield port, service
 
 

@@ -6,12 +6,12 @@ import time
 
 import numpy as np
 import pytest
-from sockets import ask
-from sockets import connect
-from sockets import get
-from sockets import observation
-from sockets import serving
-from sockets import websockets
+from served import ask
+from served import connect
+from served import get
+from served import observation
+from served import serving
+from served import websockets
 
 from oat_jax.serve import wire
 

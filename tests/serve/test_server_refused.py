@@ -11,12 +11,12 @@ import hypothesis
 from hypothesis import strategies as st
 import numpy as np
 import pytest
-from sockets import ask
-from sockets import connect
-from sockets import get
-from sockets import observation
-from sockets import serving
-from sockets import websockets
+from served import ask
+from served import connect
+from served import get
+from served import observation
+from served import serving
+from served import websockets
 
 from oat_jax.serve import websocket
 from oat_jax.serve import wire
