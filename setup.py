@@ -51,7 +51,7 @@ setup(
   long_description_content_type="text/markdown",
   license="Apache-2.0",
   packages=find_packages(include=["oat_jax", "oat_jax.*"]),
-  package_data={"oat_jax.serve": ["keymaps/*.json"]},
+  package_data={"oat_jax.envs": ["tasks.json"], "oat_jax.serve": ["keymaps/*.json"]},
   entry_points={
     "console_scripts": [
       "oat-jax-check = oat_jax.export.loader:main",

@@ -1,6 +1,9 @@
 """The suites that there are: what can be said of them without their simulators."""
 
 from collections.abc import Mapping
+import json
+import pathlib
+import re
 from typing import NamedTuple
 
 
@@ -89,6 +92,45 @@ def _metaworld(name: str, tasks: tuple[str, ...], max_steps: int) -> Suite:
   )
 
 
+# Tasks of LIBERO and RoboCasa, in the order of their own benchmarks.
+_TASKS = json.loads((pathlib.Path(__file__).parent / "tasks.json").read_text())
+
+
+def _libero(name: str, max_steps: int) -> Suite:
+  tasks = tuple(_TASKS[name])
+  # "KITCHEN_SCENE3_turn_on_the_stove" asks for "turn on the stove".
+  said = lambda task: re.sub(r"^[A-Z_]+_SCENE\d+_", "", task).replace("_", " ")
+  return Suite(
+    name=name,
+    tasks=tasks,
+    max_steps=max_steps,
+    action_dim=7,
+    state_dim=8,
+    proprioception_dim=8,
+    instructions={task: said(task) for task in tasks},
+    packages=("praxis-libero", "praxis-robosuite", "mujoco", "numpy"),
+    install="`make sim-libero` makes an environment for it, .venv-libero",
+    video_camera="agentview",
+  )
+
+
+def _robocasa(name: str, tasks: tuple[str, ...], max_steps: int) -> Suite:
+  # RoboCasa's sentences name what a kitchen has ("the left drawer"); these hold in all kitchens.
+  said = lambda task: re.sub(r"(?<=[a-z])(?=[A-Z])", " ", task).lower()
+  return Suite(
+    name=name,
+    tasks=tasks,
+    max_steps=max_steps,
+    action_dim=12,
+    state_dim=16,
+    proprioception_dim=16,
+    instructions={task: said(task) for task in tasks},
+    packages=("praxis-robocasa", "praxis-robosuite", "mujoco", "numpy"),
+    install="`make sim-robocasa` makes an environment for it, .venv-robocasa",
+    video_camera="robot0_agentview_left",
+  )
+
+
 _ALL = (
   # The four tasks on which OAT reports MetaWorld (arXiv 2602.04215).
   _metaworld("mt4", ("box-close", "coffee-pull", "disassemble", "stick-pull"), 300),
@@ -102,6 +144,20 @@ _ALL = (
     500,
   ),
   _metaworld("mt50", tuple(_METAWORLD), 500),
+  # LIBERO (arXiv 2306.03310), for as long as evaluations of it let an episode be.
+  _libero("libero/spatial", 220),
+  _libero("libero/object", 280),
+  _libero("libero/goal", 300),
+  _libero("libero/10", 520),
+  _libero("libero/90", 400),
+  # The four tasks on which OAT reports RoboCasa, by their names in version 1.0, CoffeePressButton
+  # being StartCoffeeMachine, and all atomic ones; horizons are the longest of RoboCasa's own.
+  _robocasa(
+    "robocasa/four",
+    ("CloseDrawer", "TurnOffSinkFaucet", "StartCoffeeMachine", "TurnOffMicrowave"),
+    300,
+  ),
+  _robocasa("robocasa/atomic", tuple(_TASKS["robocasa/atomic"]), 700),
 )
 SUITES = {suite.name: suite for suite in _ALL}
 
