@@ -35,7 +35,7 @@ with (
   mock.patch.dict(os.environ, LIBERO_CONFIG_PATH=_folder),
   mock.patch("builtins.input", return_value="n"),
   contextlib.redirect_stdout(io.StringIO()),
-  manipulation.quiet_import(),
+  manipulation.quiet(),
 ):
   import libero.libero as libero_package
   from libero.libero.envs import env_wrapper

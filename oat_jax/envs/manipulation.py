@@ -79,8 +79,12 @@ class ManipulationEnv(gymnasium.Env):
     self._blind = False
     if cameras:
       env_lib.choose_renderer()
-    if inner.sim is not None:
-      _check_cameras(inner.sim.model._model, task, cameras)
+    for camera in cameras:
+      if camera not in self._camera_names():
+        raise ValueError(
+          f"task '{task}' has no camera '{camera}'; its cameras are"
+          f" {', '.join(self._camera_names())}"
+        )
     box, free = gymnasium.spaces.Box, np.inf
     self.action_space = box(-1, 1, (suite.action_dim,), np.float32)
     self.observation_space = gymnasium.spaces.Dict(
@@ -109,6 +113,10 @@ class ManipulationEnv(gymnasium.Env):
         yield f"robot{i}.{part}", controller
       for arm, gripper in robot.gripper.items():
         yield f"robot{i}.gripper.{arm}", gripper
+
+  def _camera_names(self) -> list[str]:
+    model, _ = self._model_and_data()
+    return [model.camera(i).name for i in range(model.ncam)]
 
   @property
   def blind(self) -> bool:
@@ -231,7 +239,6 @@ class ManipulationEnv(gymnasium.Env):
     model, data = self._model_and_data()
     if self._renderer is None or self._rendered_model is not model:
       self.close()
-      _check_cameras(model, self.task, self._cameras)
       self._renderer, self._rendered_model = _make_renderer(model, self._image_size), model
     options = mujoco.MjvOption()
     options.geomgroup[0] = 0  # shapes to collide with, not to be seen
@@ -241,8 +248,8 @@ class ManipulationEnv(gymnasium.Env):
 
 
 @contextlib.contextmanager
-def quiet_import() -> Iterator[None]:
-  """To import robosuite without its advice, and without MUJOCO_GL, which it would set."""
+def quiet() -> Iterator[None]:
+  """For what robosuite does with advice about itself; it also sets MUJOCO_GL when imported."""
   before = os.environ.get("MUJOCO_GL")
   disabled = logging.root.manager.disable
   logging.disable(logging.WARNING)
@@ -268,15 +275,6 @@ def _is_plain(value: Any) -> bool:
   if type(value).__module__ == "robosuite.utils.buffers":
     return True
   return value is None or isinstance(value, (bool, int, float, str, np.generic))
-
-
-def _check_cameras(model: Any, task: str, cameras: tuple[str, ...]) -> None:
-  known = [model.camera(i).name for i in range(model.ncam)]
-  for camera in cameras:
-    if camera not in known:
-      raise ValueError(
-        f"task '{task}' has no camera '{camera}'; its cameras are {', '.join(known)}"
-      )
 
 
 def _make_renderer(model: Any, image_size: int) -> Any:

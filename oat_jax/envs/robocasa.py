@@ -23,7 +23,7 @@ import numpy as np
 from oat_jax.envs import env as env_lib
 from oat_jax.envs import manipulation
 
-with contextlib.redirect_stdout(io.StringIO()), manipulation.quiet_import():
+with contextlib.redirect_stdout(io.StringIO()), manipulation.quiet():
   import robocasa
   import robosuite
   from robosuite.controllers import load_composite_controller_config
@@ -65,6 +65,9 @@ class RoboCasaEnv(manipulation.ManipulationEnv):
     for name, fixture in self._inner.fixtures.items():  # whether they are on, open, for how long
       yield f"fixture.{name}", fixture
 
+  def _camera_names(self) -> list[str]:
+    return list(self._inner._cam_configs)  # before there is a kitchen, too
+
   def _must_begin_again(self, snapshot: manipulation.Snapshot) -> bool:
     return self._seed != snapshot.seed
 
@@ -81,19 +84,20 @@ def make(suite: env_lib.Suite, task: str, cameras: tuple[str, ...], image_size: 
 
 def make_inner(task: str, plans: Any = _ALL, styles: Any = _ALL) -> Any:
   """Makes RoboCasa's environment of a task, without cameras of its own."""
-  return robosuite.make(
-    task,
-    robots="PandaOmron",
-    controller_configs=load_composite_controller_config(controller=None, robot="PandaOmron"),
-    has_renderer=False,
-    has_offscreen_renderer=False,
-    use_camera_obs=False,
-    ignore_done=True,
-    renderer="mujoco",
-    seed=0,
-    layout_ids=plans,
-    style_ids=styles,
-  )
+  with manipulation.quiet():
+    return robosuite.make(
+      task,
+      robots="PandaOmron",
+      controller_configs=load_composite_controller_config(controller=None, robot="PandaOmron"),
+      has_renderer=False,
+      has_offscreen_renderer=False,
+      use_camera_obs=False,
+      ignore_done=True,
+      renderer="mujoco",
+      seed=0,
+      layout_ids=plans,
+      style_ids=styles,
+    )
 
 
 def check_assets() -> None:

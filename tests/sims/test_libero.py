@@ -14,9 +14,11 @@ import pytest
 from oat_jax.envs import env as env_lib
 from oat_jax.envs import vector
 
-pytest.importorskip("bddl", reason="`make sim-libero` makes an environment with LIBERO")
-
-from oat_jax.envs import libero as room
+room = pytest.importorskip(
+  "oat_jax.envs.libero",
+  reason="`make sim-libero` makes an environment with LIBERO",
+  exc_type=ImportError,
+)
 
 SUITES = ("libero/spatial", "libero/object", "libero/goal", "libero/10", "libero/90")
 STOVE = "KITCHEN_SCENE3_turn_on_the_stove_and_put_the_moka_pot_on_it"
