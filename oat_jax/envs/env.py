@@ -85,6 +85,7 @@ def make(suite_name: str, task: str, cameras: tuple[str, ...] = (), image_size: 
   Raises:
     ValueError: no such suite, task or camera.
     ImportError: the simulator is not installed.
+    FileNotFoundError: its meshes and textures, which come apart from it, are not.
   """
   chosen = suite(suite_name)
   if task not in chosen.tasks:

@@ -194,10 +194,8 @@ class ManipulationEnv(gymnasium.Env):
     # start: set that back.
     mujoco.mj_forward(model, data)
     mujoco.mj_setState(model, data, snapshot.physics, _PHYSICS)
-    blind, self.blind = self.blind, False
     for name, held in self._remembering():
       vars(held).update(copy.deepcopy(snapshot.memory[name]))
-    self.blind = blind
     self._seed, self._steps = snapshot.seed, snapshot.steps
     self._np_random = copy.deepcopy(snapshot.np_random)
 
