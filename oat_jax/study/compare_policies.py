@@ -158,9 +158,8 @@ def run(
   place = pathlib.Path(data) if data else out / "data"
   training_runs(config, place, chosen)
   if SIMULATED & set(stages):
-    _simulator(
-      env_lib.versions, config.suite
-    )  # found out now that it is not installed, not behind hours
+    # Found out now that it is not installed, not behind hours.
+    _simulator(env_lib.versions, config.suite)
   c = config.collect
   if "collect" in stages and c is not None:
     print("\n== collect", flush=True)

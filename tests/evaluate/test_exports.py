@@ -116,7 +116,7 @@ def test_a_server_that_comes_back_is_asked_again_and_another_policy_refused(poli
     before = acted(made, 2)
   with server.serving(policy, max_batch=2, port=port):
     after = acted(made, 2)
-    np.testing.assert_array_equal(after.actions_BCA, before.actions_BCA)
+    np.testing.assert_allclose(after.actions_BCA, before.actions_BCA, rtol=0, atol=1e-5)
     made._told = made._told | {"model": "another"}
     for connection in made._idle:
       connection.close()
@@ -147,7 +147,9 @@ def test_a_server_that_answers_otherwise_is_an_error(policy, monkeypatch):
   with server.serving(policy, max_batch=2) as (port, _, _):
     with pytest.raises(ValueError, match="start the server without --keymap"):
       remote.Remote(f"127.0.0.1:{port}")
-  monkeypatch.setattr(service.Service, "metadata", lambda self: {"server": "older"})
+  monkeypatch.setattr(
+    service.Service, "metadata", lambda self: {"server": "older", "observation_steps": 2}
+  )
   with server.serving(policy, max_batch=2) as (port, _, _):
     with pytest.raises(ValueError, match="does not tell what its policy is"):
       remote.Remote(f"127.0.0.1:{port}")
