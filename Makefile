@@ -88,9 +88,10 @@ bench: $(VENV)/.installed
 # Rendering cameras needs libEGL or libOSMesa; states alone (the quickstart) need neither.
 $(VENV)/.installed: setup.py
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed; pass PYTHON=python3.12 or the like"; exit 1; }
-	@echo "making $(VENV) with $$($(PYTHON) --version) and installing oat_jax[train,sim,serve,convert,dev]: about 2 minutes"
+	@echo "making $(VENV) with $$($(PYTHON) --version) and installing oat_jax[train,sim,robosuite,serve,convert,dev]: about 2 minutes"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python $(PIP) -e '.[train,sim,serve,convert,dev]'
+	$(BIN)/python $(PIP) -e '.[train,sim,robosuite,serve,convert,dev]'
+	$(BIN)/python $(PIP) --no-deps praxis-robosuite==1.5.2.post1
 	@if ! ldconfig -p 2>/dev/null | grep -Eq 'lib(EGL|OSMesa)\.so'; then \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	    echo "installing libosmesa6 (off-screen rendering of cameras) with apt-get"; \

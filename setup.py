@@ -26,6 +26,17 @@ EXTRAS = {
     "matplotlib>=3.9",
   ],
   "sim": ["metaworld>=3.1.1,<3.2", "packaging", "gymnasium>=1.1", "imageio-ffmpeg>=0.6"],
+  # Beside `pip install --no-deps praxis-robosuite==1.5.2.post1`: what that asks for besides these
+  # needs a C compiler (evdev, to read keyboards), and lays opencv-python, which needs libGL, over
+  # the headless one.
+  "robosuite": [
+    "mujoco>=3.3,<3.4",
+    "gymnasium>=1.1",
+    "numba>=0.61",
+    "pillow>=10",
+    "termcolor>=2",
+    "opencv-python-headless>=4.10",
+  ],
   "serve": ["websockets>=13", "msgpack>=1", "grpcio>=1.80", "praxis-remote>=0.1.1"],
   "convert": ["h5py>=3.11", "pyarrow>=17", "av>=13"],
   "gcs": ["gcsfs"],

@@ -5,6 +5,7 @@ r"""Autoregressive policy over the tokens of a trained tokenizer, from states an
 
 Variants (the part behind the colon):
   mt4        MetaWorld MT4 demonstrations
+  robosuite  robosuite's Lift, Can or Square
   published  size and optimiser of the paper (arXiv 2602.04215), in float32: about 5 M parameters
 
 On 400 demonstrations a task, mt4 takes 21 minutes on one CPU core, less on two, and predicts 0.62
@@ -24,7 +25,7 @@ from ml_collections import ConfigDict
 
 def get_config(argument: str = "mt4") -> ConfigDict:
   ladder = runpy.run_path(str(pathlib.Path(__file__).with_name("ladder.py")))
-  variant, size = ladder["split"](argument, ("mt4", "published"), ladder["POLICIES"])
+  variant, size = ladder["split"](argument, ("mt4", "robosuite", "published"), ladder["POLICIES"])
   config = ConfigDict()
   config.kind = "policy"
   config.tokenizer = ""
@@ -106,7 +107,12 @@ def get_config(argument: str = "mt4") -> ConfigDict:
   config.optimizer.ema_power = 0.75
   config.optimizer.ema_max = 0.999
 
-  if variant == "published":
+  if variant == "robosuite":
+    config.data.unscaled = ("action_3", "action_4", "action_5", "action_6")
+    config.steps = 1500
+    config.batch_size = 64
+    config.evaluate_every = config.save_every = 500
+  elif variant == "published":
     config.steps = 500_000
     config.batch_size = 256
     config.model.width = 256

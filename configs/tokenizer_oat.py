@@ -5,6 +5,7 @@ r"""OAT tokenizer: a chunk of actions <-> 8 ordered tokens.
 
 Variants (the part behind the colon):
   mt4        MetaWorld MT4 demonstrations, chunk 32
+  robosuite  robosuite's Lift, Can or Square; chunk 32
   bridge     BridgeData V2's features; chunk 8, for episodes of 10 steps
   published  sizes and optimiser of the paper (arXiv 2602.04215), in float32; chunk 32
 
@@ -21,7 +22,9 @@ from ml_collections import ConfigDict
 
 def get_config(argument: str = "mt4") -> ConfigDict:
   ladder = runpy.run_path(str(pathlib.Path(__file__).with_name("ladder.py")))
-  variant, size = ladder["split"](argument, ("mt4", "bridge", "published"), ladder["TOKENIZERS"])
+  variant, size = ladder["split"](
+    argument, ("mt4", "robosuite", "bridge", "published"), ladder["TOKENIZERS"]
+  )
   config = ConfigDict()
   config.kind = "tokenizer"
   config.seed = 0
@@ -80,10 +83,16 @@ def get_config(argument: str = "mt4") -> ConfigDict:
   config.optimizer.ema_power = 0.75
   config.optimizer.ema_max = 0.999
 
-  if variant == "mt4":
+  if variant in ("mt4", "robosuite"):
     # xyz are displacements; the gripper is not.
     config.model.cumulative_weight = 0.1
     config.model.cumulative_dims = (0, 1, 2)
+    if variant == "robosuite":
+      # Turns may be hardly more than noise, which normalisation would make as loud as the rest.
+      config.data.unscaled = ("action_3", "action_4", "action_5", "action_6")
+      config.steps = 1500
+      config.batch_size = 64
+      config.evaluate_every = config.save_every = 500
   elif variant == "bridge":
     config.data.task = ""
     config.data.action_horizon = 8

@@ -16,7 +16,6 @@ import pickle
 from typing import Any, NamedTuple
 from unittest import mock
 import warnings
-import weakref
 
 import gymnasium
 import metaworld
@@ -26,6 +25,7 @@ import mujoco
 import numpy as np
 
 from oat_jax.envs import env as env_lib
+from oat_jax.envs import rendering
 
 _GOALS = 50  # of one MT1 benchmark
 _PHYSICS = (
@@ -64,29 +64,16 @@ class MetaWorldEnv(gymnasium.Env):
     self._inner.max_path_length = np.iinfo(np.int64).max  # the horizon is ours to say
     self._steps = 0
     self._was_reset = False
-    model = self._inner.model
-    known = [model.camera(i).name for i in range(model.ncam)]
-    for camera in cameras:
-      if camera not in known:
-        raise ValueError(
-          f"task '{task}' has no camera '{camera}'; its cameras are {', '.join(known)}"
-        )
-    if not 1 <= image_size <= 4096:
-      raise ValueError(f"image_size is {image_size}; it must be between 1 and 4096 pixels")
-    self._cameras = cameras
-    self._image_size = image_size
-    self._renderer = None
+    self._cameras = rendering.Cameras(self._inner.model, task, cameras, image_size)
     self.renders = True
     self._blind = False
-    if cameras:
-      env_lib.choose_renderer()
     box, free = gymnasium.spaces.Box, np.inf
     self.action_space = box(-1, 1, (suite.action_dim,), np.float32)
     self.observation_space = gymnasium.spaces.Dict(
       {
         "state": box(-free, free, (suite.state_dim,), np.float32),
         "proprioception": box(-free, free, (suite.proprioception_dim,), np.float32),
-        **{f"image_{c}": box(0, 255, (image_size, image_size, 3), np.uint8) for c in cameras},
+        **self._cameras.space,
       }
     )
 
@@ -104,11 +91,11 @@ class MetaWorldEnv(gymnasium.Env):
       vars(self._inner).pop("evaluate_state", None)
 
   def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
+    if seed is not None and seed < 0:
+      raise ValueError(f"seed is {seed}; it must not be negative")
     super().reset(seed=seed)
     if seed is None:
       seed = int(self.np_random.integers(2**31))
-    if seed < 0:
-      raise ValueError(f"seed is {seed}; it must not be negative")
     goal = goals(self._name, seed // _GOALS)[seed % _GOALS]
     data = {"rand_vec": goal, "env_cls": type(self._inner), "partially_observable": False}
     self._inner.set_task(types.Task(env_name=self._name, data=pickle.dumps(data)))
@@ -187,9 +174,7 @@ class MetaWorldEnv(gymnasium.Env):
     return _Expert(self._name)
 
   def close(self) -> None:
-    if self._renderer is not None:
-      self._close_renderer()
-      self._renderer = None
+    self._cameras.close()
 
   def _observation(self, state_S: np.ndarray, images: bool) -> env_lib.Observation:
     state_S = state_S.astype(np.float32)
@@ -197,18 +182,12 @@ class MetaWorldEnv(gymnasium.Env):
       "state": state_S,
       "proprioception": state_S[: self.suite.proprioception_dim].copy(),
     }
-    for camera in self._cameras if images else ():
-      observation[f"image_{camera}"] = self._render(camera)
+    for camera in self._cameras.names if images else ():
+      image = self._cameras.render(self._inner.data, camera)
+      if camera in _UPSIDE_DOWN:
+        image = np.ascontiguousarray(image[::-1, ::-1])
+      observation[f"image_{camera}"] = image
     return observation
-
-  def _render(self, camera: str) -> np.ndarray:
-    if self._renderer is None:
-      self._renderer = _cheap_renderer(self._inner.model, self._image_size)
-      # At the latest before the interpreter takes OpenGL's module apart.
-      self._close_renderer = weakref.finalize(self, self._renderer.close)
-    self._renderer.update_scene(self._inner.data, camera=camera)
-    image = self._renderer.render()
-    return np.ascontiguousarray(image[::-1, ::-1]) if camera in _UPSIDE_DOWN else image.copy()
 
 
 def make(
@@ -266,20 +245,3 @@ def _is_simulator_memory(value: Any) -> bool:
   while isinstance(value, np.ndarray) and isinstance(value.base, np.ndarray):
     value = value.base
   return isinstance(value, np.ndarray) and value.base is not None
-
-
-def _cheap_renderer(model: mujoco.MjModel, image_size: int) -> mujoco.Renderer:
-  """A renderer without shadows, reflections, multisampling: a tenth of the time, other pixels."""
-  model.vis.quality.offsamples = 0
-  model.vis.global_.offwidth = max(model.vis.global_.offwidth, image_size)
-  model.vis.global_.offheight = max(model.vis.global_.offheight, image_size)
-  try:
-    renderer = mujoco.Renderer(model, height=image_size, width=image_size)
-  except Exception as error:  # whatever the OpenGL library at hand raises
-    raise RuntimeError(
-      f"MuJoCo found no working off-screen OpenGL ({error}); install libegl1 or libosmesa6"
-      " and set MUJOCO_GL to egl or osmesa, or ask for no cameras"
-    ) from error
-  renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
-  renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
-  return renderer

@@ -92,6 +92,22 @@ def _metaworld(name: str, tasks: tuple[str, ...], max_steps: int) -> Suite:
   )
 
 
+def _robosuite(task: str, object_dim: int, instruction: str) -> Suite:
+  return Suite(
+    name=f"robosuite/{task}",
+    tasks=(task,),
+    max_steps=400,  # as RoboMimic evaluates (arXiv 2108.03298)
+    action_dim=7,
+    state_dim=9 + object_dim,
+    proprioception_dim=9,
+    instructions={task: instruction},
+    packages=("praxis-robosuite", "mujoco", "numpy"),
+    install="pip install 'oat-jax[robosuite]' && pip install --no-deps"
+    " praxis-robosuite==1.5.2.post1",
+    video_camera="agentview",
+  )
+
+
 # Tasks of LIBERO and RoboCasa, in the order of their own benchmarks.
 _TASKS = json.loads((pathlib.Path(__file__).parent / "tasks.json").read_text())
 
@@ -144,6 +160,9 @@ _ALL = (
     500,
   ),
   _metaworld("mt50", tuple(_METAWORLD), 500),
+  _robosuite("lift", 10, "lift the cube"),
+  _robosuite("can", 14, "put the can into its bin"),
+  _robosuite("square", 14, "put the square nut onto its peg"),
   # LIBERO (arXiv 2306.03310), for as long as evaluations of it let an episode be.
   _libero("libero/spatial", 220),
   _libero("libero/object", 280),

@@ -1,0 +1,269 @@
+"""robosuite's Lift, Can and Square as RoboMimic has them: repeatable episodes, snapshots, experts.
+
+Sources: github.com/ARISE-Initiative/robosuite, arXiv 2108.03298 (RoboMimic).
+
+A Panda moves at 20 Hz by OSC_POSE, robosuite's own controller with its own settings. Observed are
+RoboMimic's low-dimensional keys: `robot0_eef_pos` in metres, `robot0_eef_quat` (x, y, z, w) and
+`robot0_gripper_qpos` in metres, the proprioception, and behind them robosuite's `object-state`. All
+are of the moment; robosuite's own `step` returns the pose of an object in the gripper's frame as it
+was a step before.
+"""
+
+# mujoco's names are compiled and robosuite has no types, so pyright sees neither.
+# pyright: reportAttributeAccessIssue=false
+
+import copy
+import logging
+import os
+from typing import Any, NamedTuple
+from unittest import mock
+
+import gymnasium
+import mujoco
+import numpy as np
+
+from oat_jax.envs import env as env_lib
+from oat_jax.envs import rendering
+from oat_jax.envs import robosuite_experts
+
+# Importing it logs what is not installed and asks for EGL, whether there is EGL or not.
+logging.getLogger("robosuite_logs").addFilter(lambda record: record.levelno >= logging.ERROR)
+with mock.patch.dict(os.environ):
+  import robosuite
+  from robosuite import controllers
+
+_PHYSICS = (
+  mujoco.mjtState.mjSTATE_INTEGRATION
+)  # all that mj_step reads, the solver's warm start included
+_PROPRIOCEPTION = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")
+_CUBE = (0.020, 0.022)  # metres: half of an edge
+
+
+class _Task(NamedTuple):
+  name: str  # in robosuite
+  object_state: tuple[str, ...]  # as robosuite orders it
+  sensors: tuple[str, ...]  # of it, each behind those that it looks at
+
+
+def _placed(name: str, thing: str) -> _Task:
+  pos, quat = f"{thing}_pos", f"{thing}_quat"
+  in_gripper = (f"{thing}_to_robot0_eef_pos", f"{thing}_to_robot0_eef_quat")
+  return _Task(name, (*in_gripper, pos, quat), (pos, quat, "world_pose_in_gripper", *in_gripper))
+
+
+_LIFT = ("cube_pos", "cube_quat", "gripper_to_cube_pos")
+_TASKS = {
+  "lift": _Task("Lift", _LIFT, _LIFT),
+  "can": _placed("PickPlaceCan", "Can"),
+  "square": _placed("NutAssemblySquare", "SquareNut"),
+}
+
+
+class Snapshot(NamedTuple):
+  """The complete state of one episode."""
+
+  task: str
+  physics: np.ndarray
+  fingers: np.ndarray  # where the gripper is told to be
+  posture: np.ndarray  # the joints to which the controller's null space is drawn
+  cube: np.ndarray | None  # half edges
+  steps: int
+  np_random: np.random.Generator | None
+
+
+class RobosuiteEnv(gymnasium.Env):
+  """One task; `env_lib.Env` has the contract.
+
+  Actions (7,) move the gripper by up to 5 cm per axis and turn it by up to 0.5 rad about each, in
+  the robot's frame, and open (below 0) or close (above 0) it.
+  """
+
+  def __init__(self, suite: env_lib.Suite, task: str, cameras: tuple[str, ...], image_size: int):
+    self.suite = suite
+    self.task = task
+    self._task = _TASKS[task]
+    self._inner = robosuite.make(
+      self._task.name,
+      robots="Panda",
+      controller_configs=controllers.load_composite_controller_config(robot="Panda"),
+      has_renderer=False,
+      has_offscreen_renderer=False,  # the images are ours to render
+      use_camera_obs=False,
+      control_freq=20,
+      ignore_done=True,
+      hard_reset=False,  # a second, for the size of the cube alone
+      seed=0,
+    )
+    self._model = self._inner.sim.model._model
+    self._data = self._inner.sim.data._data
+    self._substeps = round(self._inner.control_timestep / self._inner.model_timestep)
+    robot = self._inner.robots[0]
+    self._robot, self._gripper = robot, robot.gripper["right"]
+    self._arm_motors = robot._ref_actuators_indexes_dict["right"]
+    self._finger_motors = robot._ref_actuators_indexes_dict["right_gripper"]
+    self._cube: Any = getattr(self._inner, "cube", None)
+    if self._cube is not None:
+      mass = self._model.body(self._cube.root_body).mass[0]
+      self._density = mass / np.prod(self._cube.size)
+    self._steps = 0
+    self._was_reset = False
+    self._cameras = rendering.Cameras(
+      self._model,
+      task,
+      cameras,
+      image_size,
+      hidden_groups=(0,),  # what is there to collide with
+    )
+    self.renders = True
+    self.blind = False
+    box, free = gymnasium.spaces.Box, np.inf
+    self.action_space = box(-1, 1, (suite.action_dim,), np.float32)
+    self.observation_space = gymnasium.spaces.Dict(
+      {
+        "state": box(-free, free, (suite.state_dim,), np.float32),
+        "proprioception": box(-free, free, (suite.proprioception_dim,), np.float32),
+        **self._cameras.space,
+      }
+    )
+
+  def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
+    if seed is not None and seed < 0:
+      raise ValueError(f"seed is {seed}; it must not be negative")
+    super().reset(seed=seed)
+    if seed is None:
+      seed = int(self.np_random.integers(2**31))
+    rng = self._inner.rng  # robot and placement hold the same one
+    rng.bit_generator.state = np.random.default_rng(seed).bit_generator.state
+    if self._cube is not None:
+      self._resize_cube(rng.uniform(*_CUBE, 3))
+    self._inner.reset()
+    self._steps = 0
+    self._was_reset = True
+    self._forget()
+    return self._observation(images=True), {"success": False}
+
+  def step(self, action: np.ndarray):
+    if not self._was_reset:
+      raise RuntimeError(f"task '{self.task}': reset the environment before its first step")
+    action_A = np.asarray(action, np.float32)
+    if action_A.shape != self.action_space.shape:
+      raise ValueError(
+        f"task '{self.task}': action has shape {action_A.shape}; expected {self.action_space.shape}"
+      )
+    if not np.isfinite(action_A).all():
+      raise ValueError(
+        f"task '{self.task}', step {self._steps}: action {action_A.tolist()} is not finite"
+      )
+    self._act(np.clip(action_A, -1, 1).astype(np.float64))
+    self._steps += 1
+    success = not self.blind and bool(self._inner._check_success())
+    return (
+      self._observation(images=self.renders and not self.blind),
+      float(success),
+      success,
+      self._steps >= self.suite.max_steps,
+      {"success": success},
+    )
+
+  def snapshot(self) -> Snapshot:
+    physics = np.empty(mujoco.mj_stateSize(self._model, _PHYSICS))
+    mujoco.mj_getState(self._model, self._data, physics, _PHYSICS)
+    return Snapshot(
+      task=self.task,
+      physics=physics,
+      fingers=self._gripper.current_action.copy(),
+      posture=self._robot.part_controllers["right"].initial_joint.copy(),
+      cube=None if self._cube is None else np.array(self._cube.size),
+      steps=self._steps,
+      np_random=copy.deepcopy(self._np_random),
+    )
+
+  def restore(self, snapshot: Snapshot) -> None:
+    if snapshot.task != self.task:
+      raise ValueError(
+        f"the snapshot is of task '{snapshot.task}'; this environment has '{self.task}'"
+      )
+    if snapshot.cube is not None:
+      self._resize_cube(snapshot.cube)
+    mujoco.mj_setState(self._model, self._data, snapshot.physics, _PHYSICS)
+    self._gripper.current_action = snapshot.fingers.copy()
+    self._robot.part_controllers["right"].initial_joint = snapshot.posture.copy()
+    self._steps = snapshot.steps
+    self._np_random = copy.deepcopy(snapshot.np_random)
+    self._was_reset = True
+    self._forget()
+
+  def expert(self) -> env_lib.Expert:
+    return robosuite_experts.EXPERTS[self.task]()
+
+  def close(self) -> None:
+    self._cameras.close()
+
+  def _act(self, action_A: np.ndarray) -> None:
+    """Does what robosuite's own step does, but for its sensors: read 25 times, for nobody."""
+    arm = self._robot.part_controllers["right"]
+    fingers = self._robot.part_controllers["right_gripper"]
+    for substep in range(self._substeps):
+      mujoco.mj_step1(self._model, self._data)
+      if not substep:
+        arm.set_goal(action_A[:6])
+        fingers.set_goal(self._gripper.format_action(action_A[6:]))
+        self._drive(self._finger_motors, fingers)
+      self._drive(self._arm_motors, arm)
+      mujoco.mj_step2(self._model, self._data)
+    self._locate()
+
+  def _drive(self, motors: list[int], controller: Any) -> None:
+    low, high = self._model.actuator_ctrlrange[motors].T
+    self._data.ctrl[motors] = np.clip(controller.run_controller(), low, high)
+
+  def _locate(self) -> None:
+    """Brings positions up to the joints, where the last step moved them; no state changes."""
+    mujoco.mj_kinematics(self._model, self._data)
+    mujoco.mj_comPos(self._model, self._data)
+    mujoco.mj_camlight(self._model, self._data)
+
+  def _forget(self) -> None:
+    """Lets the controllers look at the simulation anew in the next step.
+
+    They keep nothing else from one control step to the next: goals are set by the action.
+    """
+    for controller in self._robot.part_controllers.values():
+      controller.new_update = True
+    self._locate()
+
+  def _resize_cube(self, size: np.ndarray) -> None:
+    """Gives the model the cube that robosuite would have compiled, half edges in metres."""
+    if np.array_equal(size, self._cube.size):
+      return
+    self._cube.size = size.copy()  # its placement looks here
+    body = self._model.body(self._cube.root_body)
+    for geom in range(body.geomadr[0], body.geomadr[0] + body.geomnum[0]):
+      self._model.geom_size[geom] = self._model.geom_aabb[geom, 3:] = size
+      self._model.geom_rbound[geom] = np.linalg.norm(size)
+    self._model.bvh_aabb[self._model.body_bvhadr[body.id], 3:] = size
+    body.mass[:] = self._density * np.prod(size)
+    x, y, z = size**2
+    body.inertia[:] = body.mass / 3 * np.array([y + z, x + z, x + y])
+    mujoco.mj_setConst(self._model, mujoco.MjData(self._model))
+
+  def _observation(self, images: bool) -> env_lib.Observation:
+    sensed: dict[str, np.ndarray] = {}
+    for name in (*_PROPRIOCEPTION, *self._task.sensors):
+      sensed[name] = self._inner._observables[name]._sensor(sensed)
+    proprioception_P = np.concatenate([sensed[name] for name in _PROPRIOCEPTION])
+    object_state = [sensed[name] for name in self._task.object_state]
+    observation = {
+      "state": np.concatenate([proprioception_P, *object_state]).astype(np.float32),
+      "proprioception": proprioception_P.astype(np.float32),
+    }
+    for camera in self._cameras.names if images else ():
+      observation[f"image_{camera}"] = self._cameras.render(self._data, camera)
+    return observation
+
+
+def make(
+  suite: env_lib.Suite, task: str, cameras: tuple[str, ...], image_size: int
+) -> RobosuiteEnv:
+  """See `env.make`, which calls this."""
+  return RobosuiteEnv(suite, task, cameras, image_size)
