@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import importlib.util
 import subprocess
 import sys
 
@@ -13,8 +14,9 @@ import tiny
 from oat_jax.envs import env as env_lib
 from oat_jax.envs import vector
 
-# Not robosuite itself, which asks for EGL when it is imported.
-pytest.importorskip("oat_jax.envs.robosuite", reason="the extra `robosuite` is not installed")
+# Not imported here: it asks for EGL when it is.
+if importlib.util.find_spec("robosuite") is None:
+  pytest.skip("the extra `robosuite` is not installed", allow_module_level=True)
 
 TASKS = ("lift", "can", "square")
 GRASP = {"lift": 23, "can": 45, "square": 45}  # steps, to be in the midst of it
