@@ -5,8 +5,8 @@ Sources: github.com/ARISE-Initiative/robosuite, arXiv 2108.03298 (RoboMimic).
 A Panda moves at 20 Hz by OSC_POSE, robosuite's own controller with its own settings. Observed are
 RoboMimic's low-dimensional keys: `robot0_eef_pos` in metres, `robot0_eef_quat` (x, y, z, w) and
 `robot0_gripper_qpos` in metres, the proprioception, and behind them robosuite's `object-state`. All
-are of the moment; robosuite's own `step` returns the pose of an object in the gripper's frame as it
-was a step before.
+are of the moment; what robosuite's own `step` returns is a little older, its object in the
+gripper's frame, in an episode's first steps, as old as a step.
 """
 
 # mujoco's names are compiled and robosuite has no types, so pyright sees neither.
