@@ -215,7 +215,7 @@ ERRORS = {
   ),
   "train: unknown variant": (
     ("train", f"{CONFIG}:nope", "--workdir={new}"),
-    "ValueError: unknown variant 'nope'; there are mt4, bridge and published",
+    "ValueError: unknown variant 'nope'; there are mt4, robosuite, bridge and published",
   ),
   "train: no such config": (
     ("train", "--config=configs/nope.py:mt4", "--config.steps=3", "--workdir={new}"),

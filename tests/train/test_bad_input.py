@@ -170,7 +170,7 @@ def test_configuration_keys_and_values_that_do_not_exist(dataset, tmp_path):
   refused([*plain, "--config.optimizer.schedule=linear"], workdir, "'linear'", "constant, cosine")
   refused([*plain, "more"], workdir, "unexpected argument 'more'", "--name=value")
   shipped = f"--config={tiny.ROOT}/configs/tokenizer_oat.py:mt5"
-  refused([shipped, f"--workdir={workdir}"], workdir, "mt5", "mt4, bridge and published")
+  refused([shipped, f"--workdir={workdir}"], workdir, "mt5", "mt4, robosuite, bridge and published")
 
 
 @pytest.mark.parametrize(
