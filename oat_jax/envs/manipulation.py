@@ -7,21 +7,19 @@ and `robocasa` make its environments, and this one drives them.
 # mujoco's names are compiled, so pyright does not see them.
 # pyright: reportAttributeAccessIssue=false
 
-import atexit
 from collections.abc import Iterator
 import contextlib
 import copy
-import functools
 import logging
 import os
 from typing import Any, NamedTuple
-import weakref
 
 import gymnasium
 import mujoco
 import numpy as np
 
 from oat_jax.envs import env as env_lib
+from oat_jax.envs import rendering
 
 _PHYSICS = (
   mujoco.mjtState.mjSTATE_INTEGRATION
@@ -31,7 +29,6 @@ _MODEL = (
   *("body_pos", "body_quat", "geom_rgba", "site_rgba", "site_size"),
   *("geom_contype", "geom_conaffinity"),
 )
-_open: weakref.WeakSet[Any] = weakref.WeakSet()  # renderers
 
 
 class Snapshot(NamedTuple):
@@ -70,28 +67,23 @@ class ManipulationEnv(gymnasium.Env):
     self._inner = inner
     self._steps = 0
     self._seed: int | None = None
-    if not 1 <= image_size <= 4096:
-      raise ValueError(f"image_size is {image_size}; it must be between 1 and 4096 pixels")
-    self._cameras = cameras
-    self._image_size = image_size
-    self._renderer: Any = None
+    self._cameras = rendering.Cameras(
+      suite,
+      task,
+      self._camera_names(),
+      cameras,
+      image_size,
+      hidden_groups=(0,),  # shapes to collide with, not to be seen
+    )
     self.renders = True
     self._blind = False
-    if cameras:
-      env_lib.choose_renderer()
-    for camera in cameras:
-      if camera not in self._camera_names():
-        raise ValueError(
-          f"task '{task}' has no camera '{camera}'; its cameras are"
-          f" {', '.join(self._camera_names())}"
-        )
     box, free = gymnasium.spaces.Box, np.inf
     self.action_space = box(-1, 1, (suite.action_dim,), np.float32)
     self.observation_space = gymnasium.spaces.Dict(
       {
         "state": box(-free, free, (suite.state_dim,), np.float32),
         "proprioception": box(-free, free, (suite.proprioception_dim,), np.float32),
-        **{f"image_{c}": box(0, 255, (image_size, image_size, 3), np.uint8) for c in cameras},
+        **self._cameras.space,
       }
     )
 
@@ -115,8 +107,7 @@ class ManipulationEnv(gymnasium.Env):
         yield f"robot{i}.gripper.{arm}", gripper
 
   def _camera_names(self) -> list[str]:
-    model, _ = self._model_and_data()
-    return [model.camera(i).name for i in range(model.ncam)]
+    return rendering.cameras_of(self._model_and_data()[0])
 
   @property
   def blind(self) -> bool:
@@ -203,9 +194,7 @@ class ManipulationEnv(gymnasium.Env):
     return None
 
   def close(self) -> None:
-    if self._renderer is not None:
-      self._renderer.close()
-      self._renderer = None
+    self._cameras.close()
 
   def _must_begin_again(self, snapshot: Snapshot) -> bool:
     """Whether the simulator has another scene than the snapshot's, or none yet."""
@@ -229,20 +218,11 @@ class ManipulationEnv(gymnasium.Env):
     sensed = self._inner._get_observations(force_update=True)
     state_S = self._proprioception(sensed).astype(np.float32)
     observation = {"state": state_S, "proprioception": state_S.copy()}
-    for camera in self._cameras if images else ():
-      observation[f"image_{camera}"] = self._render(camera)
+    for camera in self._cameras.names if images else ():
+      image = self._cameras.render(*self._model_and_data(), camera)
+      image = np.ascontiguousarray(image[:, ::-1]) if self.mirrored else image
+      observation[f"image_{camera}"] = image
     return observation
-
-  def _render(self, camera: str) -> np.ndarray:
-    model, data = self._model_and_data()
-    if self._renderer is None or self._rendered_model is not model:
-      self.close()
-      self._renderer, self._rendered_model = _make_renderer(model, self._image_size), model
-    options = mujoco.MjvOption()
-    options.geomgroup[0] = 0  # shapes to collide with, not to be seen
-    self._renderer.update_scene(data, camera=camera, scene_option=options)
-    image = self._renderer.render()
-    return np.ascontiguousarray(image[:, ::-1]) if self.mirrored else image.copy()
 
 
 @contextlib.contextmanager
@@ -273,25 +253,3 @@ def _is_plain(value: Any) -> bool:
   if type(value).__module__ == "robosuite.utils.buffers":
     return True
   return value is None or isinstance(value, (bool, int, float, str, np.generic))
-
-
-def _make_renderer(model: Any, image_size: int) -> Any:
-  """As the simulators render: with shadows, because what policies are trained on has them."""
-  model.vis.global_.offwidth = max(model.vis.global_.offwidth, image_size)
-  model.vis.global_.offheight = max(model.vis.global_.offheight, image_size)
-  try:
-    renderer = mujoco.Renderer(model, height=image_size, width=image_size)
-  except Exception as error:  # whatever the OpenGL library at hand raises
-    raise RuntimeError(
-      f"MuJoCo found no working off-screen OpenGL ({error}); install libegl1 or libosmesa6"
-      " and set MUJOCO_GL to egl or osmesa, or ask for no cameras"
-    ) from error
-  _open.add(renderer)
-  _close_at_exit()
-  return renderer
-
-
-@functools.cache
-def _close_at_exit() -> None:
-  """Registered behind MuJoCo's own, to run before it, which takes the display from under them."""
-  atexit.register(lambda: [renderer.close() for renderer in list(_open)])

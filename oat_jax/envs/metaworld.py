@@ -64,7 +64,8 @@ class MetaWorldEnv(gymnasium.Env):
     self._inner.max_path_length = np.iinfo(np.int64).max  # the horizon is ours to say
     self._steps = 0
     self._was_reset = False
-    self._cameras = rendering.Cameras(self._inner.model, task, cameras, image_size)
+    known = rendering.cameras_of(self._inner.model)
+    self._cameras = rendering.Cameras(suite, task, known, cameras, image_size)
     self.renders = True
     self._blind = False
     box, free = gymnasium.spaces.Box, np.inf
@@ -183,7 +184,7 @@ class MetaWorldEnv(gymnasium.Env):
       "proprioception": state_S[: self.suite.proprioception_dim].copy(),
     }
     for camera in self._cameras.names if images else ():
-      image = self._cameras.render(self._inner.data, camera)
+      image = self._cameras.render(self._inner.model, self._inner.data, camera)
       if camera in _UPSIDE_DOWN:
         image = np.ascontiguousarray(image[::-1, ::-1])
       observation[f"image_{camera}"] = image

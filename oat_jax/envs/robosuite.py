@@ -108,8 +108,9 @@ class RobosuiteEnv(gymnasium.Env):
     self._steps = 0
     self._was_reset = False
     self._cameras = rendering.Cameras(
-      self._model,
+      suite,
       task,
+      rendering.cameras_of(self._model),
       cameras,
       image_size,
       hidden_groups=(0,),  # what is there to collide with
@@ -258,7 +259,7 @@ class RobosuiteEnv(gymnasium.Env):
       "proprioception": proprioception_P.astype(np.float32),
     }
     for camera in self._cameras.names if images else ():
-      observation[f"image_{camera}"] = self._cameras.render(self._data, camera)
+      observation[f"image_{camera}"] = self._cameras.render(self._model, self._data, camera)
     return observation
 
 

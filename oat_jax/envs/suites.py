@@ -20,6 +20,7 @@ class Suite(NamedTuple):
   packages: tuple[str, ...]  # whose versions an episode's numbers depend on
   install: str  # the command that brings the simulator
   video_camera: str  # what an onlooker sees best by
+  shadows: bool = False  # images have them, as those that policies elsewhere are trained on
 
 
 # MetaWorld's 50 tasks (arXiv 1910.10897), and what each asks for.
@@ -127,6 +128,7 @@ def _libero(name: str, max_steps: int) -> Suite:
     packages=("praxis-libero", "praxis-robosuite", "mujoco", "numpy"),
     install="`make sim-libero` makes an environment for it, .venv-libero",
     video_camera="agentview",
+    shadows=True,
   )
 
 
@@ -144,6 +146,7 @@ def _robocasa(name: str, tasks: tuple[str, ...], max_steps: int) -> Suite:
     packages=("praxis-robocasa", "praxis-robosuite", "mujoco", "numpy"),
     install="`make sim-robocasa` makes an environment for it, .venv-robocasa",
     video_camera="robot0_agentview_left",
+    shadows=True,
   )
 
 

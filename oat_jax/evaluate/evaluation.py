@@ -25,8 +25,8 @@ from oat_jax.evaluate import video
 # reported, e.g. with --select=50000.
 REPORTED_SEED = 100_000
 
-# How cameras are rendered; see `metaworld._cheap_renderer`.
-QUALITY = "no shadows, no reflections, no multisampling"
+# How cameras are rendered, without the suite's shadows and with them; see `rendering.Cameras`.
+QUALITY = ("no shadows, no reflections, no multisampling", "as the simulator's own")
 
 Setting = tuple[str, int, int]  # method, R, K
 
@@ -135,6 +135,7 @@ class Evaluation:
       video.encoder()
     if videos or cameras:
       env_lib.choose_renderer()
+    quality = QUALITY[suite.shadows]
     renderer = os.environ.get("MUJOCO_GL", "MuJoCo's own choice")
     self.facts: dict[str, Any] = subject.facts | {
       "suite": suite_name,
@@ -147,10 +148,10 @@ class Evaluation:
       "ensemble": ensemble,
       "render": None
       if not cameras
-      else {"cameras": list(cameras), "pixels": image_size, "quality": QUALITY, "by": renderer},
+      else {"cameras": list(cameras), "pixels": image_size, "quality": quality, "by": renderer},
       "videos": None
       if not videos
-      else {"camera": video_camera, "pixels": video.SIZE, "quality": QUALITY, "by": renderer},
+      else {"camera": video_camera, "pixels": video.SIZE, "quality": quality, "by": renderer},
       "versions": versions(*suite.packages),
     }
     self._ceiling, self._stop, self._instructions = ceiling, bool(stop), suite.instructions

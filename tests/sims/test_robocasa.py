@@ -198,7 +198,7 @@ def test_images_are_robocasas_own_the_right_way_up(kitchen):
     observation, _ = env.reset(seed=0)
   except RuntimeError as error:
     pytest.skip(f"no off-screen OpenGL: {error}")
-  first = env._rendered_model
+  first = env._cameras._model
   own = binding_utils.MjRenderContextOffscreen(env._inner.sim, device_id=-1)
   own.vopt.geomgroup[0] = 0
   for camera in CAMERAS:
@@ -209,7 +209,7 @@ def test_images_are_robocasas_own_the_right_way_up(kitchen):
     apart = np.abs(image.astype(int) - raw[::-1])
     assert apart.mean() < 0.5, f"{camera}: {apart.mean()}"
   env.reset(seed=1)  # another model, so another renderer
-  assert env._rendered_model is not first
+  assert env._cameras._model is not first
   again, _ = env.reset(seed=0)
   env.close()
   for name, value in observation.items():

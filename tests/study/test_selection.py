@@ -182,7 +182,7 @@ def test_what_a_policy_sees_is_rendered_and_noted(workdir, simulated, tmp_path, 
   with_cameras(8, 8)
   simulated[0].extend([1, 2])
   facts = trained.evaluation(workdir, SUITE, out=tmp_path, **SETTINGS).run()["facts"]
-  quality = evaluation.QUALITY
+  quality = evaluation.QUALITY[False]
   assert facts["render"] == {"cameras": ["corner2"], "pixels": 8, "quality": quality, "by": "egl"}
   assert [(env["cameras"], env["image_size"]) for env in made] == [(("corner2",), 8)] * 2
   # Another renderer gives other pixels.
