@@ -193,7 +193,7 @@ ERRORS = {
   ),
   "evaluate: a tokenizer for a policy": (
     ("evaluate", "--workdir={runs}/tokenizer", "--replan=8"),
-    "holds a tokenizer; a policy's is needed",
+    "holds a tokenizer, which does not act; its ceiling can be run",
   ),
   "train: a policy for a tokenizer": (
     (

@@ -13,9 +13,9 @@ from oat_jax import evaluate
 if importlib.util.find_spec("jax"):
   pytest.skip("jax is installed here", allow_module_level=True)
 
-# Other simulators, and what writes datasets.
-ELSEWHERE = {"oat_jax.envs.metaworld", "oat_jax.envs.libero", "oat_jax.envs.robocasa"}
-ELSEWHERE |= {"oat_jax.envs.collect"}
+# Other simulators, what writes datasets, and what acts in the process that evaluates.
+ELSEWHERE = {f"oat_jax.envs.{name}" for name in ("metaworld", "robosuite", "libero", "robocasa")}
+ELSEWHERE |= {"oat_jax.envs.collect", "oat_jax.evaluate.exported"}
 
 
 def test_environments_and_evaluation_import():
@@ -25,7 +25,7 @@ def test_environments_and_evaluation_import():
     for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}.")
     if module.name not in ELSEWHERE
   ]
-  assert {"oat_jax.envs.vector", "oat_jax.evaluate.rollout"} <= set(modules)
+  assert {"oat_jax.envs.vector", "oat_jax.evaluate.run"} <= set(modules)
   for name in ("jax", "flax", "tensorflow_datasets", "torch"):
     assert importlib.util.find_spec(name) is None, f"{name} is installed"
   for name in modules:
