@@ -143,8 +143,10 @@ ONLY_IN = {
   "av": {"data.sources._video"},
   "imageio_ffmpeg": {"evaluate.video"},
   "metaworld": {"envs.metaworld"},
-  "mujoco": {f"envs.{name}" for name in ("metaworld", "rendering", "robosuite", "manipulation")},
-  "gymnasium": {f"envs.{name}" for name in ("metaworld", "rendering", "robosuite", "manipulation")},
+  "mujoco": {
+    f"envs.{name}" for name in ("metaworld", "rendering", "robosuite", "manipulation", "task_env")
+  },
+  "gymnasium": {"envs.rendering", "envs.task_env"},
   "libero": {"envs.libero"},
   "robocasa": {"envs.robocasa"},
   "robosuite": {"envs.libero", "envs.robocasa", "envs.robosuite"},

@@ -85,7 +85,7 @@ class LiberoEnv(manipulation.ManipulationEnv):
       )
     super().__init__(suite, task, control.env, cameras, image_size)
 
-  def _begin(self, seed: int) -> None:
+  def _start(self, seed: int) -> None:
     _until_placed(self._inner.reset)
     self._inner.sim.set_state_from_flattened(self._init_states[seed % _STATES])
     self._inner.sim.forward()

@@ -22,6 +22,7 @@ import numpy as np
 
 from oat_jax.envs import env as env_lib
 from oat_jax.envs import manipulation
+from oat_jax.envs import task_env
 
 with contextlib.redirect_stdout(io.StringIO()), manipulation.quiet():
   import robocasa
@@ -51,7 +52,7 @@ class RoboCasaEnv(manipulation.ManipulationEnv):
   Cameras are `robot0_agentview_left`, `robot0_agentview_right` and `robot0_eye_in_hand`.
   """
 
-  def _begin(self, seed: int) -> None:
+  def _start(self, seed: int) -> None:
     self._inner.rng = np.random.default_rng(seed)
     self._inner.unset_ep_meta()
     self._inner.reset()
@@ -68,7 +69,7 @@ class RoboCasaEnv(manipulation.ManipulationEnv):
   def _camera_names(self) -> list[str]:
     return list(self._inner._cam_configs)  # before there is a kitchen, too
 
-  def _must_begin_again(self, snapshot: manipulation.Snapshot) -> bool:
+  def _must_begin_again(self, snapshot: task_env.Snapshot) -> bool:
     return self._seed != snapshot.seed
 
 

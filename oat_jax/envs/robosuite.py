@@ -12,19 +12,18 @@ gripper's frame, in an episode's first steps, as old as a step.
 # mujoco's names are compiled and robosuite has no types, so pyright sees neither.
 # pyright: reportAttributeAccessIssue=false
 
-import copy
 import logging
 import os
 from typing import Any, NamedTuple
 from unittest import mock
 
-import gymnasium
 import mujoco
 import numpy as np
 
 from oat_jax.envs import env as env_lib
 from oat_jax.envs import rendering
 from oat_jax.envs import robosuite_experts
+from oat_jax.envs import task_env
 
 # Importing it logs what is not installed and asks for EGL, whether there is EGL or not.
 logging.getLogger("robosuite_logs").addFilter(lambda record: record.levelno >= logging.ERROR)
@@ -32,9 +31,6 @@ with mock.patch.dict(os.environ):
   import robosuite
   from robosuite import controllers
 
-_PHYSICS = (
-  mujoco.mjtState.mjSTATE_INTEGRATION
-)  # all that mj_step reads, the solver's warm start included
 _PROPRIOCEPTION = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")
 _CUBE = (0.020, 0.022)  # metres: half of an edge
 
@@ -59,19 +55,7 @@ _TASKS = {
 }
 
 
-class Snapshot(NamedTuple):
-  """The complete state of one episode."""
-
-  task: str
-  physics: np.ndarray
-  fingers: np.ndarray  # where the gripper is told to be
-  posture: np.ndarray  # the joints to which the controller's null space is drawn
-  cube: np.ndarray | None  # half edges
-  steps: int
-  np_random: np.random.Generator | None
-
-
-class RobosuiteEnv(gymnasium.Env):
+class RobosuiteEnv(task_env.TaskEnv):
   """One task; `env_lib.Env` has the contract.
 
   Actions (7,) move the gripper by up to 5 cm per axis and turn it by up to 0.5 rad about each, in
@@ -79,8 +63,6 @@ class RobosuiteEnv(gymnasium.Env):
   """
 
   def __init__(self, suite: env_lib.Suite, task: str, cameras: tuple[str, ...], image_size: int):
-    self.suite = suite
-    self.task = task
     self._task = _TASKS[task]
     self._inner = robosuite.make(
       self._task.name,
@@ -105,9 +87,7 @@ class RobosuiteEnv(gymnasium.Env):
     if self._cube is not None:
       mass = self._model.body(self._cube.root_body).mass[0]
       self._density = mass / np.prod(self._cube.size)
-    self._steps = 0
-    self._was_reset = False
-    self._cameras = rendering.Cameras(
+    eyes = rendering.Cameras(
       suite,
       task,
       rendering.cameras_of(self._model),
@@ -115,90 +95,45 @@ class RobosuiteEnv(gymnasium.Env):
       image_size,
       hidden_groups=(0,),  # what is there to collide with
     )
-    self.renders = True
-    self.blind = False
-    box, free = gymnasium.spaces.Box, np.inf
-    self.action_space = box(-1, 1, (suite.action_dim,), np.float32)
-    self.observation_space = gymnasium.spaces.Dict(
-      {
-        "state": box(-free, free, (suite.state_dim,), np.float32),
-        "proprioception": box(-free, free, (suite.proprioception_dim,), np.float32),
-        **self._cameras.space,
-      }
-    )
+    super().__init__(suite, task, eyes)
 
-  def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
-    if seed is not None and seed < 0:
-      raise ValueError(f"seed is {seed}; it must not be negative")
-    super().reset(seed=seed)
-    if seed is None:
-      seed = int(self.np_random.integers(2**31))
+  def expert(self) -> env_lib.Expert:
+    return robosuite_experts.EXPERTS[self.task]()
+
+  def _begin(self, seed: int) -> None:
     rng = self._inner.rng  # robot and placement hold the same one
     rng.bit_generator.state = np.random.default_rng(seed).bit_generator.state
     if self._cube is not None:
       self._resize_cube(rng.uniform(*_CUBE, 3))
     self._inner.reset()
-    self._steps = 0
-    self._was_reset = True
-    self._forget()
-    return self._observation(images=True), {"success": False}
-
-  def step(self, action: np.ndarray):
-    if not self._was_reset:
-      raise RuntimeError(f"task '{self.task}': reset the environment before its first step")
-    action_A = np.asarray(action, np.float32)
-    if action_A.shape != self.action_space.shape:
-      raise ValueError(
-        f"task '{self.task}': action has shape {action_A.shape}; expected {self.action_space.shape}"
-      )
-    if not np.isfinite(action_A).all():
-      raise ValueError(
-        f"task '{self.task}', step {self._steps}: action {action_A.tolist()} is not finite"
-      )
-    self._act(np.clip(action_A, -1, 1).astype(np.float64))
-    self._steps += 1
-    success = not self.blind and bool(self._inner._check_success())
-    return (
-      self._observation(images=self.renders and not self.blind),
-      float(success),
-      success,
-      self._steps >= self.suite.max_steps,
-      {"success": success},
-    )
-
-  def snapshot(self) -> Snapshot:
-    physics = np.empty(mujoco.mj_stateSize(self._model, _PHYSICS))
-    mujoco.mj_getState(self._model, self._data, physics, _PHYSICS)
-    return Snapshot(
-      task=self.task,
-      physics=physics,
-      fingers=self._gripper.current_action.copy(),
-      posture=self._robot.part_controllers["right"].initial_joint.copy(),
-      cube=None if self._cube is None else np.array(self._cube.size),
-      steps=self._steps,
-      np_random=copy.deepcopy(self._np_random),
-    )
-
-  def restore(self, snapshot: Snapshot) -> None:
-    if snapshot.task != self.task:
-      raise ValueError(
-        f"the snapshot is of task '{snapshot.task}'; this environment has '{self.task}'"
-      )
-    if snapshot.cube is not None:
-      self._resize_cube(snapshot.cube)
-    mujoco.mj_setState(self._model, self._data, snapshot.physics, _PHYSICS)
-    self._gripper.current_action = snapshot.fingers.copy()
-    self._robot.part_controllers["right"].initial_joint = snapshot.posture.copy()
-    self._steps = snapshot.steps
-    self._np_random = copy.deepcopy(snapshot.np_random)
-    self._was_reset = True
     self._forget()
 
-  def expert(self) -> env_lib.Expert:
-    return robosuite_experts.EXPERTS[self.task]()
+  def _advance(self, action_A: np.ndarray) -> dict[str, Any]:
+    self._act(action_A.astype(np.float64))
+    return {"success": not self.blind and self._inner._check_success()}
 
-  def close(self) -> None:
-    self._cameras.close()
+  def _scene(self) -> tuple[Any, Any]:
+    return self._model, self._data
+
+  def _remember(self) -> dict[str, Any]:
+    return {
+      "fingers": self._gripper.current_action.copy(),  # where they are told to be
+      # The joints to which the controller's null space is drawn.
+      "posture": self._robot.part_controllers["right"].initial_joint.copy(),
+      "cube": None if self._cube is None else np.array(self._cube.size),  # half edges
+    }
+
+  def _recall(self, snapshot: task_env.Snapshot) -> None:
+    memory = snapshot.memory
+    if memory["cube"] is not None:
+      self._resize_cube(memory["cube"])
+    self._set_physics(snapshot.physics)
+    self._gripper.current_action = memory["fingers"].copy()
+    self._robot.part_controllers["right"].initial_joint = memory["posture"].copy()
+    self._forget()
+
+  def _look_away(self, value: bool) -> None:
+    pass  # `_advance` asks
 
   def _act(self, action_A: np.ndarray) -> None:
     """Does what robosuite's own step does, but for its sensors: read 25 times, for nobody."""
@@ -248,19 +183,13 @@ class RobosuiteEnv(gymnasium.Env):
     body.inertia[:] = body.mass / 3 * np.array([y + z, x + z, x + y])
     mujoco.mj_setConst(self._model, mujoco.MjData(self._model))
 
-  def _observation(self, images: bool) -> env_lib.Observation:
+  def _see(self) -> tuple[np.ndarray, np.ndarray]:
     sensed: dict[str, np.ndarray] = {}
     for name in (*_PROPRIOCEPTION, *self._task.sensors):
       sensed[name] = self._inner._observables[name]._sensor(sensed)
     proprioception_P = np.concatenate([sensed[name] for name in _PROPRIOCEPTION])
     object_state = [sensed[name] for name in self._task.object_state]
-    observation = {
-      "state": np.concatenate([proprioception_P, *object_state]).astype(np.float32),
-      "proprioception": proprioception_P.astype(np.float32),
-    }
-    for camera in self._cameras.names if images else ():
-      observation[f"image_{camera}"] = self._cameras.render(self._model, self._data, camera)
-    return observation
+    return np.concatenate([proprioception_P, *object_state]), proprioception_P
 
 
 def make(

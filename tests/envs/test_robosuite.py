@@ -67,7 +67,7 @@ def test_a_step_is_robosuites_own(task):
   for action_A in actions:
     env._inner.step(action_A.astype(np.float64))
   np.testing.assert_array_equal(env.snapshot().physics, ours.physics)
-  np.testing.assert_array_equal(env.snapshot().fingers, ours.fingers)
+  np.testing.assert_array_equal(env.snapshot().memory["fingers"], ours.memory["fingers"])
 
 
 @pytest.mark.parametrize("task", TASKS)
