@@ -37,7 +37,7 @@ EXTRAS = {
     "termcolor>=2",
     "opencv-python-headless>=4.10",
   ],
-  "serve": ["websockets>=13", "msgpack>=1", "grpcio>=1.80", "praxis-remote>=0.1.1"],
+  "serve": ["websockets>=15", "msgpack>=1", "grpcio>=1.80", "praxis-remote>=0.1.1"],
   "convert": ["h5py>=3.11", "pyarrow>=17", "av>=13"],
   "gcs": ["gcsfs"],
   "wandb": ["wandb"],

@@ -14,6 +14,8 @@ cameras, states, horizons and the number of rollouts those of the authors' publi
   batch      256 windows a step; there 256 on each of 4 GPUs, for 5,001 epochs or 48 hours
   warm-up    100 steps for all policies; there 200 for Diffusion Policy and FAST
   FAST       `strict`, as published: what is no chunk decodes as zeros
+  data       a tenth of each task's demonstrations is held out, config.data.validation_fraction, and
+             what robomimic's files mark as validation is, too
   checkpoint the last one; there the best of those evaluated, on the seeds that are reported
   rollouts   50 a task with one training seed, which is what the authors' command runs once; they
              report the mean of five such evaluations: --config.evaluate.episodes=250 has as many

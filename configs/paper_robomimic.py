@@ -19,7 +19,8 @@ states at that size (robomimic's dataset_states_to_obs.py with --camera_height 1
 128); frames of robomimic's own 84x84 files are enlarged, or with
 --config.data.image_size='(84,84)' left as they are. Demonstrations: 200 a task, of the proficient
 human by the authors' instructions, of the 300 of several humans by others who reproduced it;
---config.data.split='train[:200]' takes as many.
+--config.data.split='train[:200]' takes as many, of which a tenth is held out; robomimic's mask of
+validation, where a file has one, leaves 180 of 200.
 
 Published success in %, mean over the tasks: Diffusion Policy 67.1, Bin 39.5, FAST 24.0, QueST 66.9,
 OAT 50.8 with 1 token, 65.3 with 4, 73.1 with 8 (Lift 99.2, Can 80.8, Square 39.2). What else

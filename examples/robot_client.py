@@ -47,8 +47,9 @@ class Moments:
 
   def see(self, moment):
     now = time.monotonic()
-    if now - self._at > self._gap_s:
+    if self._seen and now - self._at > self._gap_s:
       self._seen.clear()  # another moment than the one before is worse than none
+      print(f"no moment was seen for {now - self._at:.3f} s: the policy is told of this one alone")
     self._seen.append(moment)
     self._at = now
 
@@ -97,6 +98,7 @@ def loop(robot, policy, *, hz=50, execute=8, lead=4, deadline_ms=50.0, hold_s=0.
   at = end = sent = count = 0
   moved = time.monotonic()
   while steps is None or count < steps:
+    begin = time.monotonic()
     ask = asking is None and at >= end - lead
     if ask or moments.count > 1:
       moments.see(robot.observe())
@@ -126,7 +128,7 @@ def loop(robot, policy, *, hz=50, execute=8, lead=4, deadline_ms=50.0, hold_s=0.
       if tick - moved > hold_s:
         return f"no chunk for {hold_s:g} s"
     count += 1
-    time.sleep(max(0.0, tick + 1 / hz - time.monotonic()))
+    time.sleep(max(0.0, begin + 1 / hz - time.monotonic()))
   return "done"
 
 

@@ -50,7 +50,7 @@ def main() -> None:
   settings = {name: flag.value for name, flag in _SETTINGS.items()}
   settings |= {"num_tokens": command.integers(_NUM_TOKENS), "seeds": command.integers(_SEEDS)}
   settings |= {"replans": command.integers(_REPLAN), "out": _OUT.value}
-  if _WORKDIR.value and not (_EXPORT.value or _SERVER.value):
+  if _WORKDIR.value and not (_EXPORT.value or _SERVER.value or _TOKEN_FILE.value):
     from oat_jax.study import selection
 
     more = {name: flag.value for name, flag in _OF_WORKDIR.items()}

@@ -24,7 +24,7 @@ import numpy as np
 
 Batch = Mapping[str, Any]
 
-# What the numbers of an action mean where the dataset was brought to no other standard.
+# What the numbers of actions and states mean where the dataset was brought to no other standard.
 OWN_UNITS = "of the dataset"
 
 # The parts of a batch that a policy acts on.

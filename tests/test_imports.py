@@ -50,11 +50,12 @@ MAY_IMPORT = {
   "data.normalization": set(),
   "envs": {"data"},
   "envs.goals": set(),
-  "evaluate": set(),
-  "evaluate.subject": {"batch", "evaluate"},
+  "evaluate": {"export.limits"},
+  "evaluate.subject": {"batch", "evaluate", "export.limits"},
   "evaluate.evaluation": {"", "config", "envs", "envs.goals", "evaluate", "evaluate.subject"},
-  "evaluate.described": {"batch"},
-  "evaluate.exported": {"evaluate", "evaluate.described", "export.directory", "export.loader"},
+  "evaluate.described": {"batch", "export.limits"},
+  "evaluate.exported": {"evaluate", "evaluate.described"}
+  | {f"export.{name}" for name in ("directory", "limits", "loader")},
   "evaluate.remote": {"batch", "evaluate", "evaluate.described", "serve.wire"},
   "evaluate.run": {f"evaluate.{name}" for name in ("evaluation", "exported", "remote")},
   "train": set(),  # train/__init__.py
@@ -79,7 +80,7 @@ MAY_IMPORT = {
   | TRAIN
   | LOOP
   | {"parallel", "data", "data.normalization", "envs", "envs.goals", "bench.clock", ""}
-  | {"evaluate", "evaluate.evaluation"},
+  | {"evaluate", "evaluate.evaluation", "export.limits"},
   # Who receives an export needs these only, and neither flax nor what trained it.
   "export.directory": {"batch", "files", "parameters"},
   "export.limits": set(),
@@ -91,7 +92,7 @@ MAY_IMPORT = {
   "export.observing": {"batch"},
   "export.versions": {""},
   "serve": {"batch", "serve.wire"}
-  | {f"export.{name}" for name in ("directory", "limits", "loader", "observing")},
+  | {f"export.{name}" for name in ("directory", "limits", "loader", "observing", "versions")},
   "serve.wire": set(),
   # Who writes it: exporter, functions, source, card, to_numpy.
   "export": MODELS
@@ -274,6 +275,7 @@ def test_every_import_goes_the_way_of_the_rooms():
     ("data.windows", "import grain"),
     ("evaluate.report", "import jax"),
     ("evaluate.rollout", "from oat_jax.envs import vector"),
+    ("evaluate.rollout", "from oat_jax.export import loader"),
     ("evaluate.rollout", "from oat_jax.tokenizers import tokenizer"),
     ("data.normalization", "import jax"),
     ("data.normalization", "from . import rlds"),

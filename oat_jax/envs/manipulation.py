@@ -149,8 +149,9 @@ def quiet() -> Iterator[None]:
     yield
   finally:
     logging.disable(disabled)
-    if before is None:
-      os.environ.pop("MUJOCO_GL", None)
+    os.environ.pop("MUJOCO_GL", None)
+    if before is not None:
+      os.environ["MUJOCO_GL"] = before
 
 
 def _is_plain(value: Any) -> bool:

@@ -104,6 +104,7 @@ class TaskEnv(gymnasium.Env):
     super().reset(seed=seed)
     if seed is None:
       seed = int(self.np_random.integers(2**31))
+    self._seed = None  # of a reset that fails nothing is left
     self._begin(seed)
     self._seed, self._steps = seed, 0
     return self._observation(images=True), {"success": False}

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from oat_jax import batch as batch_lib
+from oat_jax.export import limits as limits_lib
 
 
 class Described:
@@ -19,6 +20,7 @@ class Described:
     self.max_tokens = 0 if self.tokens is None else self.tokens["max_tokens"]
     self.refines = bool(told["tolerances"])
     self.shown: dict[str, Any] | None = told["demonstrated"]
+    self.limits = limits_lib.of_spec(told["limits"])
     checkpoint = told["checkpoint"]
     self.facts: dict[str, Any] = {
       "workdir": checkpoint["workdir"],
@@ -27,13 +29,14 @@ class Described:
       "model": checkpoint["digest"] + f" in {told['dtype']}" * (told["dtype"] != "float32"),
       "sampling": dict(told["sampling"]),
       "limits": dict(told["limits"]),
+      "server": None,
     }
     self._tolerances: Mapping[str, float] = told["tolerances"]
     units, datasets = told["units"], self.spec.num_datasets
     own = units == batch_lib.OWN_UNITS
     if not own or datasets > 1:
       raise ValueError(
-        f"{where} has actions {f'of {datasets} datasets' if own else units}; the "
+        f"{where} has actions and states {f'of {datasets} datasets' if own else units}; the "
         "simulator has its own actions and states, so train on them: config.data without standard "
         "and mixture"
       )

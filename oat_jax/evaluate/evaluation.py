@@ -33,7 +33,7 @@ Setting = tuple[str, int, int]  # method, R, K
 # The facts that make two reports ones of the same evaluation.
 IDENTITY = (
   "model", "checkpoint", "suite", "episodes_per_task", "first_seeds", "max_steps", "sampling",
-  "stop", "ensemble", "limits", "render", "versions",
+  "stop", "ensemble", "limits", "render", "server", "versions",
 )  # fmt: skip
 
 
@@ -261,7 +261,8 @@ class Evaluation:
     for path, _ in self._failed(setting) if setting in self.known else []:
       path.unlink(missing_ok=True)
     act = self._driver(env, method, R, K)
-    how: Any = {"replan": R, "method": method, "num_tokens": K, "ensemble": self._ensemble}
+    how: Any = {"replan": R, "method": method, "num_tokens": K}
+    how |= {"ensemble": self._ensemble, "limits": None if self._ceiling else self.subject.limits}
     outcome = rollout.run(env, act, self._pairs, **how)
     self.known[setting] = outcome.rows
     name = report.name(*setting)

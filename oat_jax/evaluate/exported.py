@@ -9,6 +9,7 @@ import numpy as np
 from oat_jax.evaluate import described
 from oat_jax.evaluate import rollout
 from oat_jax.export import directory
+from oat_jax.export import limits
 from oat_jax.export import loader
 
 
@@ -31,15 +32,16 @@ class Exported(described.Described):
     call: int = 0,
     stop: bool = False,
     active_B: np.ndarray | None = None,
+    last_BA: np.ndarray | None = None,
   ) -> rollout.Acted:
     """See `Subject.act`."""
     del active_B  # all rows go through one program
     K = num_tokens if self.max_tokens else None
     how: dict[str, Any] = {"mean_tokens": K} if stop else {"num_tokens": K}
-    observation = described.observation(batch)
-    actions_BCA, info = self._policy().act(observation, seed=call, **how)
+    seen, _ = self._policy().batch(described.observation(batch))
+    actions_BCA, info = self._policy().act_on(seen, seed=call, **how)
     spent_B = np.broadcast_to(info["num_tokens"], len(actions_BCA))
-    return rollout.Acted(actions_BCA, spent_B, info["ms"])
+    return rollout.Acted(limits.follow(self.limits, actions_BCA, last_BA), spent_B, info["ms"])
 
   def windows(self, count: int, stop: bool) -> list[dict[str, Any]]:
     """See `Subject.windows`: those of the self-test, again and again."""

@@ -5,6 +5,7 @@ Needs websockets and msgpack, and neither jax nor what trained the policy.
 
 from collections.abc import Mapping
 from concurrent import futures
+import logging
 import time
 from typing import Any
 
@@ -17,6 +18,7 @@ from oat_jax.evaluate import described
 from oat_jax.evaluate import rollout
 from oat_jax.serve import wire
 
+MOST = 2**20  # entries of what the server tells: a budget a token, a name a task
 CONNECTIONS = 16  # episodes that ask at the same time; the server batches them
 ANSWER_S = 120.0
 
@@ -47,7 +49,7 @@ class Remote(described.Described):
     try:
       super().__init__(f"the server at {self._address}", self._told)
       self._check_names()
-      self.facts["server"] = {"versions": dict(self._told["versions"])}
+      self.facts["server"] = dict(self._told["server_versions"])
     except (KeyError, TypeError) as error:
       self.__exit__()
       raise ValueError(
@@ -73,24 +75,27 @@ class Remote(described.Described):
     call: int = 0,
     stop: bool = False,
     active_B: np.ndarray | None = None,
+    last_BA: np.ndarray | None = None,
   ) -> rollout.Acted:
     """See `Subject.act`; the milliseconds are those until all episodes have their chunks.
 
     Raises:
       ConnectionError: the server has gone.
-      ValueError: the server serves another policy by now, or fewer tokens than were asked for.
+      ValueError: the server serves another policy by now.
       RuntimeError: the server answers with an error.
     """
     rows = described.observation(batch)
     B = len(rows["state"])
-    how: dict[str, Any] = {}
+    how: dict[str, Any] = {"deadline_ms": None}  # whatever the server was started with
     if self.max_tokens:
-      how = {"mean_tokens" if stop else "num_tokens": num_tokens}
+      how |= {"mean_tokens" if stop else "num_tokens": num_tokens}
 
     def ask(b):
       row = {name: x[b] for name, x in rows.items()}
-      row["task"] = int(row["task"])
-      return self._ask(row | how | {"seed": (call * B + b) % 2**32})
+      row |= {"task": int(row["task"]), "seed": (call * B + b) % 2**32}
+      if last_BA is not None and not np.isnan(last_BA[b]).any():
+        row["last_action"] = last_BA[b]
+      return self._ask(row | how)
 
     active = np.flatnonzero(np.ones(B, bool) if active_B is None else active_B)
     begin = time.perf_counter()
@@ -100,13 +105,6 @@ class Remote(described.Described):
     spent_B = np.zeros(B, np.int32)
     for b, answer in zip(active, answers):
       actions_BCA[b], spent_B[b] = answer["actions"], answer["num_tokens"]
-    if self.tokens is not None and not stop and self.tokens["pad_id"] is None:
-      wanted = max(K for K in self.tokens["budgets"] if K <= num_tokens)
-      if (spent_B[active] < wanted).any():
-        raise ValueError(
-          f"{self.where} took {spent_B[active].min()} tokens where {wanted} were asked for; start "
-          "it without --deadline-ms"
-        )
     return rollout.Acted(actions_BCA, spent_B, ms)
 
   def windows(self, count: int, stop: bool) -> list[dict[str, Any]]:
@@ -136,16 +134,24 @@ class Remote(described.Described):
   def _connect(self) -> tuple[Any, Any]:
     """Returns a new connection, and what the server told on it."""
     headers = {"Authorization": f"Api-Key {self._token}"} if self._token else {}
+    connection = None
     try:
       connection = client.connect(
-        self._address, additional_headers=headers, compression=None, max_size=None
+        self._address,
+        additional_headers=headers,
+        compression=None,
+        max_size=None,
+        proxy=None,  # what is served here is not to be looked for elsewhere
+        logger=_quiet(),
       )
       told: Any = connection.recv(timeout=ANSWER_S)
-      return connection, wire.unpack(told)
+      return connection, wire.unpack(told, most=MOST)
     except exceptions.InvalidStatus as error:
       said = (error.response.body or b"").decode(errors="replace").strip()
       raise ValueError(f"{self._address} refuses: {said or error}") from error
-    except (OSError, exceptions.WebSocketException) as error:
+    except (OSError, ValueError, exceptions.WebSocketException) as error:
+      if connection is not None:
+        connection.close()
       raise ConnectionError(
         f"no server answers at {self._address} ({error or type(error).__name__}); start one: "
         "oat-jax-serve --export=DIR"
@@ -160,8 +166,10 @@ class Remote(described.Described):
       except IndexError:
         (connection, told), fresh = self._connect(), True
         if told != self._told:
+          connection.close()
           raise ValueError(
-            f"{self.where} serves another policy by now; the same command begins its setting again"
+            f"{self.where} serves another policy by now, or is another version; the same command "
+            "goes on when it is the same again"
           ) from None
       try:
         connection.send(data)
@@ -180,3 +188,10 @@ class Remote(described.Described):
       self._idle.append(connection)
       return wire.unpack(answer)
     raise AssertionError("a new connection answers or raises")
+
+
+def _quiet() -> logging.Logger:
+  """Of the websocket library: what it has to say of a server that hangs is said by the error."""
+  logger = logging.getLogger("oat_jax.evaluate.remote")
+  logger.setLevel(logging.CRITICAL + 1)
+  return logger

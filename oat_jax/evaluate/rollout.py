@@ -12,6 +12,7 @@ import numpy as np
 import tqdm
 
 from oat_jax.evaluate import chunks
+from oat_jax.export import limits as limits_lib
 
 
 class Acted(NamedTuple):
@@ -28,8 +29,9 @@ class Acted(NamedTuple):
   ms: float = 0.0
 
 
-# (state of the episodes, active_B) -> chunks; rows that are not active are ignored.
-Act = Callable[[Any, np.ndarray], Acted]
+# (state of the episodes, active_B, last_BA) -> chunks; rows that are not active are ignored. The
+# last is what each episode executed last, NaN where that is nothing; None before the first step.
+Act = Callable[[Any, np.ndarray, np.ndarray | None], Acted]
 
 
 class Episode(NamedTuple):
@@ -87,6 +89,7 @@ def run(
   method: str,
   num_tokens: int = 0,
   ensemble: float | None = None,
+  limits: limits_lib.Limits | None = None,
   progress: bool = True,
 ) -> Outcome:
   """Runs every (task, seed) to its end.
@@ -101,6 +104,7 @@ def run(
     method, num_tokens: noted in the rows.
     ensemble: m of `chunks.Ensemble`, to execute the average of overlapping chunks; None for the
       newest chunk alone.
+    limits: that the average is held to; chunks are by whoever acts.
     progress: shows a bar of finished episodes.
 
   Raises:
@@ -114,26 +118,35 @@ def run(
   B = len(pairs)
   calls_B, tokens_B, ms_B = np.zeros(B, np.int64), np.zeros(B), np.zeros(B)
   executed: list[list[np.ndarray]] = [[] for _ in pairs]
+  last_BA: np.ndarray | None = None
   label = f"{method} R={replan}" + (f" K={num_tokens}" if num_tokens else "")
   with tqdm.tqdm(total=B, desc=f"{label:<20}", unit="ep", disable=not progress) as bar:
     while not state.done.all():
       active_B = ~state.done
-      acted = act(state, active_B)
+      acted = act(state, active_B, last_BA)
       C = acted.actions_BCA.shape[1]
       if C < replan:
         raise ValueError(f"replan is {replan}, but a chunk has {C} steps")
       whole = acted.actions_BCA
-      actions_BRA = whole[:, :replan] if average is None else average(whole)
+      actions_BRA = whole[:, :replan]
+      if average is not None:
+        actions_BRA = average(whole)
+        if limits is not None:
+          actions_BRA = limits_lib.follow(limits, actions_BRA, last_BA)
+      if last_BA is None:
+        last_BA = np.full((B, whole.shape[2]), np.nan, np.float32)
       calls_B += active_B
       tokens_B += 0 if acted.num_tokens_B is None else active_B * acted.num_tokens_B
       ms_B += active_B * acted.ms
       before, state = state, env.step(actions_BRA, active_B)
       for b in np.flatnonzero(active_B):
         executed[b].append(actions_BRA[b, : max(state.steps[b] - before.steps[b], 0)])
+        last_BA[b] = executed[b][-1][-1] if len(executed[b][-1]) else np.nan
       again_B = state.restarts > before.restarts
       calls_B[again_B], tokens_B[again_B], ms_B[again_B] = 0, 0, 0
       for b in np.flatnonzero(again_B):
         executed[b].clear()
+        last_BA[b] = np.nan
       if average is not None:
         average.clear(again_B)
       bar.update(int(state.done.sum()) - bar.n)

@@ -13,6 +13,7 @@ In a checkout launch/evaluate.py does the same, and evaluates working directorie
 import argparse
 from collections.abc import Sequence
 import contextlib
+import importlib
 import os
 import pathlib
 import sys
@@ -44,16 +45,17 @@ def evaluate(
   """
   if bool(export) == bool(server):
     raise ValueError("--export=DIR acts here, --server=ADDRESS by a server: give one of them")
+  try:
+    module = importlib.import_module(f"oat_jax.evaluate.{'exported' if export else 'remote'}")
+  except ImportError as error:
+    how = "'oat-jax[sim]'" if export else "websockets msgpack, or 'oat-jax[serve]'"
+    raise ImportError(f"this needs more ({error}): pip install {how}") from error
   with contextlib.ExitStack() as stack:
     if export:
-      from oat_jax.evaluate import exported
-
-      subject: Any = exported.Exported(export)
+      subject = module.Exported(export)
     else:
-      from oat_jax.evaluate import remote
-
       token = pathlib.Path(token_file).read_text().strip() if token_file else ""
-      subject = stack.enter_context(remote.Remote(str(server), token))
+      subject = stack.enter_context(module.Remote(str(server), token))
     return evaluation.Evaluation(subject, suite_name, out, **settings).run()
 
 
@@ -100,7 +102,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _integers(text: str) -> tuple[int, ...]:
-  return tuple(int(part) for part in text.split(","))
+  try:
+    return tuple(int(part) for part in text.split(","))
+  except ValueError as error:
+    raise argparse.ArgumentTypeError(f"{text!r}: expected whole numbers, e.g. 1,8") from error
 
 
 if __name__ == "__main__":

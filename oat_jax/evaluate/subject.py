@@ -9,6 +9,7 @@ import numpy as np
 
 from oat_jax import batch as batch_lib
 from oat_jax.evaluate import rollout
+from oat_jax.export import limits as limits_lib
 
 
 class Subject(Protocol):
@@ -25,6 +26,7 @@ class Subject(Protocol):
     refines: whether its chunks can end early.
     facts: what a report says of it: `model`, a digest, `step`, and others.
     shown: `goals.demonstrated` of what it was trained on; None where nobody knows.
+    limits: that its actions are held to; None where there are none.
   """
 
   where: str
@@ -37,6 +39,7 @@ class Subject(Protocol):
   refines: bool
   facts: dict[str, Any]
   shown: dict[str, Any] | None
+  limits: limits_lib.Limits | None
 
   def act(
     self,
@@ -45,6 +48,7 @@ class Subject(Protocol):
     call: int = 0,
     stop: bool = False,
     active_B: np.ndarray | None = None,
+    last_BA: np.ndarray | None = None,
   ) -> rollout.Acted:
     """Returns chunks of B rows, and waits for them; compilation is not in the milliseconds.
 
@@ -55,6 +59,7 @@ class Subject(Protocol):
       stop: each row ends where further tokens are not expected to matter, and K are spent on
         average.
       active_B: rows that are not active may be answered with anything.
+      last_BA: what was executed last, as `rollout.Act` has it; the limits' rate counts from it.
     """
     ...
 
@@ -81,8 +86,8 @@ def driver(
 ) -> rollout.Act:
   """Returns what `rollout.run` calls, for episodes of these tasks; every K has equal draws."""
   calls = itertools.count()
-  return lambda state, active_B: subject.act(
-    observe(state, tasks, subject), num_tokens, next(calls), stop, active_B
+  return lambda state, active_B, last_BA: subject.act(
+    observe(state, tasks, subject), num_tokens, next(calls), stop, active_B, last_BA
   )
 
 
@@ -92,12 +97,12 @@ def ceiling_driver(env: Any, subject: Subject, num_tokens: int) -> rollout.Act:
   At every replanning the scripted expert is rolled out noise-free from the saved simulator state.
   """
   chunks = lambda active_B: env.expert_chunks(subject.spec.action_horizon, active_B)
-  return lambda state, active_B: subject.reconstruct(chunks(active_B), num_tokens)
+  return lambda state, active_B, last_BA: subject.reconstruct(chunks(active_B), num_tokens)
 
 
 def expert_driver(env: Any, replan: int) -> rollout.Act:
   """The scripted expert itself, without a tokenizer: what the ceiling is measured against."""
-  return lambda state, active_B: rollout.Acted(env.expert_chunks(replan, active_B))
+  return lambda state, active_B, last_BA: rollout.Acted(env.expert_chunks(replan, active_B))
 
 
 def observe(state: Any, tasks: Sequence[str], subject: Subject) -> dict[str, Any]:

@@ -20,7 +20,8 @@ from oat_jax import batch as batch_lib
 from oat_jax import files
 from oat_jax import parameters
 
-# 1: the first. A reader takes what it knows; of another version it says which oat_jax reads it.
+# 1: the first, to which fields may be added: what is missing has a default, what a reader does not
+# know is left out. Of another version a reader says which oat_jax reads it.
 FORMAT_VERSION = 1
 
 PARAMETERS, SELFTEST, CARD, SPEC = (
@@ -43,7 +44,7 @@ class Spec:
     state: the features that `state` is made of, one behind the other, as the dataset names them.
     observation: {name: {dtype, shape, range}} of what is observed; B, T stand for their sizes.
     actions: {low, high, units}: the training range (datasets, A), inside which every chunk lies;
-      units are `batch.OWN_UNITS`, or say which standard the dataset was brought to.
+      units, of states too, are `batch.OWN_UNITS`, or say what the dataset was brought to.
     limits: {low, high, rate}: what a robot is ever told, (A,); rate is the largest change from step
       to step, or None where nobody knows it. See `limits`.
     statistics: {actions, state: {min, max, mean, std, q01, q99}} of the training data, (datasets,
@@ -183,7 +184,8 @@ def _read_spec(path: pathlib.Path) -> Spec:
     if version == FORMAT_VERSION:
       content["batch"] = batch_lib.BatchSpec(**content["batch"])
       content["state"] = tuple(content["state"])
-      spec = Spec(**content)
+      known = {field.name for field in dataclasses.fields(Spec)}
+      spec = Spec(**{name: value for name, value in content.items() if name in known})
       needed = {PARAMETERS, SELFTEST, *(about["file"] for about in spec.functions.values())}
       if set(spec.sha256) != needed:
         raise ValueError(f"its files are {sorted(spec.sha256)}; expected {sorted(needed)}")

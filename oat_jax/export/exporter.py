@@ -279,11 +279,11 @@ def _lists(statistics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _units(data: train_config.Data) -> str:
-  """Returns what a number of an action means: the dataset's own, or a known dataset's standard."""
+  """Returns what actions and states mean: the dataset's own, or a known dataset's standard."""
   standards = sorted({each.standard for each in data.datasets().values() if each.standard})
   if standards:
     return f"standardised from {', '.join(standards)}"
-  return "rearranged" if data.actions else batch_lib.OWN_UNITS
+  return "rearranged" if data.actions or data.states else batch_lib.OWN_UNITS
 
 
 def _features(data: train_config.Data) -> tuple[str, ...]:

@@ -77,6 +77,14 @@ def apply(limits: Limits, actions_XCA: np.ndarray, last_XA: np.ndarray | None = 
   return allowed_XCA
 
 
+def follow(limits: Limits, actions_BCA: np.ndarray, last_BA: np.ndarray | None) -> np.ndarray:
+  """As `apply`, of rows of which some have nothing before them: NaN in `last_BA`, or it is None."""
+  if last_BA is None:
+    return apply(limits, actions_BCA)
+  first_BA = np.clip(actions_BCA[:, 0], limits.low_A, limits.high_A)
+  return apply(limits, actions_BCA, np.where(np.isnan(last_BA), first_BA, last_BA))
+
+
 def _finite(x_XA: np.ndarray, limits: Limits, what: str) -> np.ndarray:
   with np.errstate(over="ignore"):  # what float32 cannot hold is infinite
     x_XA = np.asarray(x_XA, np.float32)

@@ -12,6 +12,7 @@ import numpy as np
 from oat_jax.export import directory
 from oat_jax.export import limits as limits_lib
 from oat_jax.export import loader
+from oat_jax.export import versions
 from oat_jax.serve import batcher
 from oat_jax.serve import figures
 from oat_jax.serve import keymap as keymap_lib
@@ -111,6 +112,7 @@ class Service:
     spec = self.policy.spec
     return directory.description(spec) | {
       "server": "oat_jax",
+      "server_versions": versions.of("jax", "jaxlib", "numpy"),  # "versions" wrote the export
       "action_horizon": spec.batch.action_horizon,
       "action_dim": spec.batch.action_dim,
       "action_names": list(spec.batch.action_names),

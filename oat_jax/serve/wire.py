@@ -21,8 +21,12 @@ def pack(content: Any) -> bytes:
   return data
 
 
-def unpack(data: bytes) -> Any:
+def unpack(data: bytes, most: int = MOST) -> Any:
   """Returns the content of a message; arrays are in this machine's byte order.
+
+  Args:
+    data: of the message.
+    most: entries of a map or list.
 
   Raises:
     ValueError: it is no such message, or an array in it does not fit its description.
@@ -31,7 +35,7 @@ def unpack(data: bytes) -> Any:
     raise ValueError("the message is text; a binary message in msgpack is needed")
   try:
     return msgpack.unpackb(
-      data, object_hook=_unpack_array, max_map_len=MOST, max_array_len=MOST, max_ext_len=0
+      data, object_hook=_unpack_array, max_map_len=most, max_array_len=most, max_ext_len=0
     )
   except (ValueError, TypeError, OverflowError, msgpack.UnpackException, RecursionError) as error:
     text = " ".join(str(error).split())

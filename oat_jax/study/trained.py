@@ -14,6 +14,7 @@ from oat_jax.data import pipeline
 from oat_jax.envs import goals
 from oat_jax.evaluate import evaluation as evaluation_lib
 from oat_jax.evaluate import rollout
+from oat_jax.export import limits
 from oat_jax.policies import anytime
 from oat_jax.policies import decoding
 from oat_jax.policies.policy import Policy
@@ -54,6 +55,7 @@ class Trained:
     self.max_tokens = trained.tokenizer.max_tokens if trained.tokenizer is not None else 0
     self.refines = getattr(trained.model, "refines", False)
     self.shown = goals.demonstrated(trained.config.data.path)
+    self.limits: limits.Limits | None = None  # they are of exports
     decoding.check(sampling)
     if sampling != Sampling() and not (self.acts and self.max_tokens):
       raise ValueError(f"{sampling} is given, but {where} draws none")
@@ -64,6 +66,7 @@ class Trained:
       "model": models.digest(trained),
       "sampling": sampling._asdict(),
       "limits": None,
+      "server": None,
     }
     self._sampling = sampling
     self._tolerances: dict[str, float] = {}
@@ -77,9 +80,10 @@ class Trained:
     call: int = 0,
     stop: bool = False,
     active_B: np.ndarray | None = None,
+    last_BA: np.ndarray | None = None,
   ) -> rollout.Acted:
     """See `Subject.act`."""
-    del active_B  # all rows go through one program
+    del active_B, last_BA  # all rows go through one program, and there are no limits
     tolerance = self.tolerances([num_tokens])[str(num_tokens)] if stop else None
     return self._act(batch, num_tokens, tolerance, call)
 

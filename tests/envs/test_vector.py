@@ -132,7 +132,7 @@ def greedy(envs, deaths=()):
   """A policy that looks at the state alone; before its calls `deaths` a process is killed."""
   weights_SA, calls = np.random.default_rng(0).normal(0, 3, (39, 4)), itertools.count()
 
-  def act(state, active_B):
+  def act(state, active_B, last_BA):
     if next(calls) in deaths:
       kill(envs)
     action_BA = np.sin(state.observation["state"][:, -1] @ weights_SA)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 import tiny
@@ -14,10 +15,12 @@ from oat_jax.evaluate import exported
 from oat_jax.evaluate import run
 from oat_jax.evaluate import subject
 from oat_jax.export import directory
+from oat_jax.export import exporter
 from oat_jax.export import limits
 from oat_jax.export import loader
 from oat_jax.serve import service
 from oat_jax.study import trained
+from oat_jax.train import config
 from oat_jax.train import models
 
 server = pytest.importorskip("served")  # skips where the extra `serve` is not installed
@@ -27,7 +30,7 @@ TASKS = ("push", "lift", "push")
 EVERY = np.ones(3, bool)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def here(policy_export):
   return exported.Exported(policy_export)
 
@@ -44,8 +47,8 @@ def served(policy):
       yield made
 
 
-def acted(who, K, stop=False, active_B=EVERY):
-  return subject.driver(who, TASKS, K, stop)(tiny.simulated(), active_B)
+def acted(who, K, stop=False, active_B=EVERY, last_BA=None):
+  return subject.driver(who, TASKS, K, stop)(tiny.simulated(), active_B, last_BA)
 
 
 @pytest.mark.parametrize("K", [1, 4, 8])
@@ -62,9 +65,23 @@ def test_all_three_ways_give_the_same_chunks(here, served, policy_export, K):
     assert found.ms > 0
 
 
+def test_the_rate_counts_from_what_was_executed_last_where_something_was(here, served):
+  rate_A = here.limits.rate_A
+  free = acted(here, 8).actions_BCA
+  last_BA = np.full((3, 3), np.nan, np.float32)
+  last_BA[1] = np.clip(free[1, 0] + 10 * rate_A, here.limits.low_A, here.limits.high_A)
+  last_BA[1] = np.where(last_BA[1] > free[1, 0] + rate_A, last_BA[1], here.limits.low_A)
+  for who in (here, served):
+    found = acted(who, 8, last_BA=last_BA).actions_BCA
+    np.testing.assert_allclose(found[[0, 2]], free[[0, 2]], rtol=0, atol=1e-5)
+    assert (np.abs(found[1, 0] - last_BA[1]) <= rate_A + 1e-6).all()
+    assert not np.allclose(found[1, 0], free[1, 0], atol=1e-3)
+
+
 def test_reports_of_both_ways_say_the_same_of_the_model(here, served, policy_export):
   own = trained.Trained(models.load(policy_export.parent / "run"), policy_export.parent / "run")
   apart = {"server": served.facts["server"]}
+  assert here.facts["server"] is None and served.facts["server"]["jax"] == jax.__version__
   assert served.facts == here.facts | apart
   assert here.facts["model"] == own.facts["model"] and here.facts.keys() == own.facts.keys()
   for name in ("spec", "state", "method", "max_tokens", "acts", "refines", "shown"):
@@ -79,6 +96,24 @@ def test_chunks_that_end_early_spend_what_the_export_knows(here, served):
   assert first.num_tokens_B.tolist() == second.num_tokens_B.tolist()
   with pytest.raises(ValueError, match="num_tokens 8 cannot be spent on average"):
     here.tolerances([8])
+
+
+def test_a_servers_own_deadline_does_not_count(policy, here):
+  with server.serving(policy, deadline_ms=1e-6, max_batch=2) as (port, _, _):
+    with remote.Remote(f"127.0.0.1:{port}") as made:
+      for stop in (False, True):
+        spent_B = acted(made, 4, stop).num_tokens_B
+        assert spent_B.tolist() == acted(here, 4, stop).num_tokens_B.tolist()
+
+
+def test_a_report_is_of_one_server_or_of_none(here, tmp_path):
+  here.spec = dataclasses.replace(here.spec, action_dim=4)
+  make = lambda: evaluation.Evaluation(here, "metaworld/mt4", tmp_path, replans=(8,))
+  there = make().facts | {"act_ms": {}, "restarts": [], "tolerances": {}}
+  content = {"facts": there | {"server": {"jax": "0.10.2"}}, "episodes": []}
+  (tmp_path / "evaluation.json").write_text(json.dumps(content))
+  with pytest.raises(ValueError, match="is of another evaluation .server .*None now"):
+    make()
 
 
 def test_only_active_episodes_are_asked_for(served):
@@ -136,11 +171,7 @@ def test_a_server_that_answers_otherwise_is_an_error(policy, monkeypatch):
       assert acted(made, 2).actions_BCA.shape == (3, 8, 3)
       made.spec = dataclasses.replace(made.spec, task_names=("push", "lift", "turn"))
       with pytest.raises(RuntimeError, match="answers: ValueError: 'task' is 2"):
-        subject.driver(made, ("turn",) * 3, 2)(tiny.simulated(), EVERY)
-  with server.serving(policy, deadline_ms=1e-6, max_batch=2) as (port, _, _):
-    with remote.Remote(f"127.0.0.1:{port}") as made:
-      with pytest.raises(ValueError, match="took 1 tokens where 4 were asked for.*--deadline-ms"):
-        acted(made, 4)
+        subject.driver(made, ("turn",) * 3, 2)(tiny.simulated(), EVERY, None)
   told = {"keymap": {"state": ["observation/state"], "images": {}}}
   metadata = service.Service.metadata
   monkeypatch.setattr(service.Service, "metadata", lambda self: metadata(self) | told)
@@ -160,8 +191,8 @@ def test_a_server_that_answers_otherwise_is_an_error(policy, monkeypatch):
 @pytest.mark.parametrize(
   "changes, message",
   [
-    ({"units": "standardised from bridge"}, "actions standardised from bridge; the simulator"),
-    ({"batch": {"num_datasets": 2}}, "actions of 2 datasets; the simulator"),
+    ({"units": "standardised from bridge"}, "actions and states standardised from bridge; the"),
+    ({"batch": {"num_datasets": 2}}, "actions and states of 2 datasets; the simulator"),
   ],
 )
 def test_what_no_simulator_takes_is_refused(policy_export, changes, message):
@@ -186,11 +217,18 @@ def test_goals_that_were_demonstrated_are_refused_wherever_the_export_is(policy_
     evaluation.Evaluation(who, "metaworld/mt4", tmp_path, episodes=2, seeds=(59,), replans=(8,))
 
 
+def test_an_export_says_what_its_numbers_mean():
+  of = lambda **data: exporter._units(config.freeze(tiny.run_values("policy", "D", data=data)).data)
+  assert of() == "of the dataset"
+  assert of(states=("state_1", "state_0")) == of(actions=("action_0",)) == "rearranged"
+
+
 def test_an_export_of_before_demonstrations_were_noted_is_read(policy_export, tmp_path):
   shutil.copytree(policy_export, tmp_path / "E")
   path = tmp_path / "E" / "spec.json"
   content = json.loads(path.read_text())
   del content["demonstrated"]
+  content["of_tomorrow"] = 1  # what a reader does not know is left out
   path.write_text(json.dumps(content))
   assert exported.Exported(tmp_path / "E").shown is None
 
@@ -213,8 +251,6 @@ def test_the_command_says_what_is_wrong_in_one_line(args, message, tmp_path, cap
 
 
 def test_a_tokenizer_does_not_act(policy_export, tokenizer_workdir, tmp_path):
-  from oat_jax.export import exporter
-
   exporter.export(tokenizer_workdir, tmp_path / "E")
   who = exported.Exported(tmp_path / "E")
   who.spec = dataclasses.replace(who.spec, action_dim=4)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from oat_jax.evaluate import rollout
+from oat_jax.export import limits
 
 MS = 6.0  # of every call
 PAIRS = [("lift", 0), ("push", 0), ("lift", 1), ("push", 1)]
@@ -60,7 +61,7 @@ class FakeEnv:
 def counting_act(calls, C=8):
   """Chunk number i holds 100 i, 100 i + 1, ..., its steps counted; row b has b + 1 tokens."""
 
-  def act(state, active_B):
+  def act(state, active_B, last_BA):
     calls.append((state, active_B.copy()))
     steps_C = 100 * len(calls) + np.arange(C)
     B = len(active_B)
@@ -75,6 +76,31 @@ def run(needs, replan=4, dies=(), **changes):
   arguments = {"replan": replan, "method": "policy", "num_tokens": 8, "progress": False} | changes
   found = rollout.run(env, counting_act(calls), PAIRS, **arguments)
   return env, calls, found
+
+
+def test_who_acts_is_told_what_was_executed_last():
+  """Row 1 dies in the second step and has nothing before it again; row 3 succeeds in the first."""
+  last = []
+
+  def act(state, active_B, last_BA):
+    last.append(None if last_BA is None else last_BA.copy())
+    value = 100.0 * len(last) + np.arange(4)[None, :, None]
+    return rollout.Acted(np.broadcast_to(value, (4, 4, 1)).astype(np.float32))
+
+  env = FakeEnv([9, 9, 9, 3], dies={2: (1,)}.items())
+  rollout.run(env, act, PAIRS, replan=4, method="policy", progress=False)
+  assert last[0] is None
+  np.testing.assert_array_equal(last[1][:, 0], [103, 103, 103, 102])
+  np.testing.assert_array_equal(last[2][:, 0], [203, np.nan, 203, 102])
+
+
+def test_averages_are_held_to_the_limits():
+  limit = limits.make([-1000.0], [1000.0], [0.5])
+  env, calls, _ = run([12, 12, 12, 12], replan=4, ensemble=0.01, limits=limit)
+  whole_BSA = np.concatenate([actions for actions, _ in env.executed], 1)
+  assert np.abs(np.diff(whole_BSA, axis=1)).max() <= 0.5 + 1e-4
+  free, _, _ = run([12, 12, 12, 12], replan=4, ensemble=0.01)
+  assert np.abs(np.diff(np.concatenate([x for x, _ in free.executed], 1), axis=1)).max() > 1
 
 
 def test_the_first_r_steps_of_every_chunk_are_executed():
@@ -119,7 +145,7 @@ def test_means_are_over_the_calls_of_an_episode_while_it_ran():
   """Tokens and milliseconds 1, 2, 3, ...: an episode of n calls has the mean (n + 1) / 2."""
   calls = itertools.count(1)
 
-  def act(state, active_B):
+  def act(state, active_B, last_BA):
     i = next(calls)
     return rollout.Acted(np.zeros((4, 8, 1), np.float32), np.full(4, i), float(i))
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import time
+import types
 
 import numpy as np
 import pytest
@@ -68,6 +69,18 @@ class Robot:
 def meant_for(robot):
   """Whether every step had the action that was meant for it."""
   return [action_A[1] for action_A in robot.sent] == pytest.approx(list(range(len(robot.sent))))
+
+
+def test_observing_is_part_of_a_step(example, monkeypatch):
+  """A clock that only sleeping and observing, 12 ms of 20, move."""
+  now, robot, server = [0.0], Robot(), Server(moments=2)
+  tick = lambda seconds: now.__setitem__(0, now[0] + seconds)
+  clock = types.SimpleNamespace(monotonic=lambda: now[0], sleep=tick)
+  monkeypatch.setattr(example, "time", clock)
+  see = robot.observe
+  monkeypatch.setattr(robot, "observe", lambda: tick(0.012) or see())
+  assert example.run(robot, server, steps=50, **PACE) == "done"
+  assert now[0] == pytest.approx(1.0) and len(robot.seen) == 50
 
 
 def test_every_step_has_the_action_that_was_meant_for_it(example):

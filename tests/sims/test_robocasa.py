@@ -5,6 +5,8 @@ walls, counters and drawers: one kitchen is built of these, with grey textures, 
 of closing a drawer, without the objects that lie in it and on the counter.
 """
 
+import importlib
+import importlib.util
 import os
 import pathlib
 import pickle
@@ -19,11 +21,9 @@ import pytest
 from oat_jax.envs import env as env_lib
 
 # Before RoboCasa itself, which would choose a renderer.
-room = pytest.importorskip(
-  "oat_jax.envs.robocasa",
-  reason="`make sim-robocasa` makes an environment with RoboCasa",
-  exc_type=ImportError,
-)
+if importlib.util.find_spec("robocasa") is None:
+  pytest.skip("`make sim-robocasa` makes an environment with RoboCasa", allow_module_level=True)
+room = importlib.import_module("oat_jax.envs.robocasa")
 
 robocasa = room.robocasa
 dataset_registry = robocasa.utils.dataset_registry

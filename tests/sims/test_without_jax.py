@@ -29,5 +29,5 @@ def test_environments_and_evaluation_import():
   for name in ("jax", "flax", "tensorflow_datasets", "torch"):
     assert importlib.util.find_spec(name) is None, f"{name} is installed"
   for name in modules:
-    code = f"import {name}"
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    run = subprocess.run([sys.executable, "-c", f"import {name}"], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr

@@ -50,7 +50,7 @@ def stopping(spent):
 )
 def test_tokens_are_counted_for_each_row(acting, spent, tokens, expected):
   drive = subject.driver(acting(stopping(spent), tokens), TASKS, 5)
-  acted = drive(tiny.simulated(), np.ones(B, bool))
+  acted = drive(tiny.simulated(), np.ones(B, bool), None)
   assert acted.num_tokens_B.tolist() == expected
   assert acted.actions_BCA.shape == (B, 8, 3) and isinstance(acted.actions_BCA, np.ndarray)
 
@@ -69,5 +69,5 @@ def test_compilation_is_not_in_the_milliseconds(acting, monkeypatch):
 
   monkeypatch.setattr(anytime.time, "perf_counter", clock)
   drive = subject.driver(acting(slow_to_trace), TASKS, 5)
-  times = [drive(tiny.simulated(), np.ones(B, bool)).ms for _ in range(3)]
+  times = [drive(tiny.simulated(), np.ones(B, bool), None).ms for _ in range(3)]
   assert times == pytest.approx([1.0] * 3) and now[0] > 1
