@@ -2,7 +2,7 @@
 
 import pickle
 
-import contract
+import env_contract
 import numpy as np
 import pytest
 
@@ -35,17 +35,17 @@ def test_the_suites_are_metaworlds_own():
 
 @pytest.mark.parametrize("task", TASKS)
 def test_an_episode_repeats_from_its_seed(task):
-  contract.check_repeats(make(task), make(task))
+  env_contract.check_repeats(make(task), make(task))
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_a_snapshot_brings_everything_back(task):
-  contract.check_restores(make(task), make(task), 30)  # into contact with the object
+  env_contract.check_restores(make(task), make(task), 30)  # into contact with the object
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_reward_and_success_survive_looking_ahead(task):
-  contract.check_looking_ahead(make(task))
+  env_contract.check_looking_ahead(make(task))
 
 
 @pytest.mark.parametrize("name", [f"{task}-v3" for task in (*TASKS, "push")])
@@ -62,7 +62,7 @@ def test_goals_are_those_of_metaworlds_own_benchmark(name):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_the_expert_succeeds_within_the_horizon(task):
-  assert contract.check_solves(make(task), range(5)) >= 4
+  assert env_contract.check_solves(make(task), range(5)) >= 4
 
 
 def test_observations_are_as_the_space_says():
@@ -96,7 +96,7 @@ def test_bad_input_is_named(monkeypatch):
   with pytest.raises(ValueError, match="no camera 'corner9'; its cameras are .*corner2"):
     env_lib.make(MT4, "box-close", ("corner9",))
   env = env_lib.make(MT4, "box-close")
-  contract.check_bad_actions(env)
+  env_contract.check_bad_actions(env)
   other = env_lib.make(MT4, "coffee-pull")
   with pytest.raises(ValueError, match="'box-close'.*'coffee-pull'"):
     other.restore(env.snapshot())

@@ -6,7 +6,7 @@ import importlib.util
 import subprocess
 import sys
 
-import contract
+import env_contract
 import numpy as np
 import pytest
 import tiny
@@ -30,14 +30,14 @@ def make(task, which=0):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_an_episode_repeats_from_its_seed(task):
-  contract.check_repeats(make(task), make(task, 1))
+  env_contract.check_repeats(make(task), make(task, 1))
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_a_snapshot_in_the_midst_of_a_grasp_brings_everything_back(task):
   env = make(task)
-  contract.check_restores(env, env_lib.make(f"robosuite/{task}", task), GRASP[task])
-  state_S = contract.follow(env, env.reset(seed=1)[0], GRASP[task])["state"]
+  env_contract.check_restores(env, env_lib.make(f"robosuite/{task}", task), GRASP[task])
+  state_S = env_contract.follow(env, env.reset(seed=1)[0], GRASP[task])["state"]
   assert 0.02 < state_S[7] - state_S[8] < 0.07  # something is between the fingers
 
 
@@ -46,22 +46,22 @@ def test_a_snapshot_before_the_first_step_is_one_too(task):
   env, other = make(task), make(task, 1)
   env.reset(seed=4)
   snapshot = env.snapshot()
-  want = contract.run(env, contract.random_actions(env, 5))
+  want = env_contract.run(env, env_contract.random_actions(env, 5))
   other.restore(snapshot)
-  contract.assert_equal(contract.run(other, contract.random_actions(env, 5)), want)
+  env_contract.assert_equal(env_contract.run(other, env_contract.random_actions(env, 5)), want)
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_reward_and_success_survive_looking_ahead(task):
-  contract.check_looking_ahead(make(task))
+  env_contract.check_looking_ahead(make(task))
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_a_step_is_robosuites_own(task):
   env = make(task)
-  actions = contract.random_actions(env, 8)
+  actions = env_contract.random_actions(env, 8)
   env.reset(seed=2)
-  contract.run(env, actions)
+  env_contract.run(env, actions)
   ours = env.snapshot()
   env.reset(seed=2)
   for action_A in actions:
@@ -74,7 +74,7 @@ def test_a_step_is_robosuites_own(task):
 def test_observations_are_robosuites_of_the_moment(task):
   env = make(task)
   env.reset(seed=6)
-  got = contract.run(env, contract.random_actions(env, 6))[-1]
+  got = env_contract.run(env, env_contract.random_actions(env, 6))[-1]
   for _ in range(2):  # the object in the gripper's frame is what it was when last asked for
     want = env._inner._get_observations(force_update=True)
   keys = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "object-state")
@@ -111,7 +111,7 @@ def test_a_cube_of_another_size_is_the_one_that_robosuite_compiles():
 
 @pytest.mark.parametrize("task", TASKS)
 def test_the_expert_succeeds_within_the_horizon(task):
-  assert contract.check_solves(make(task), range(2)) == 2
+  assert env_contract.check_solves(make(task), range(2)) == 2
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -119,8 +119,8 @@ def test_the_expert_goes_on_from_wherever_it_is_asked(task):
   """A new one each step, in another environment, behind actions that it did not choose."""
   env, other = make(task), make(task, 1)
   observation, _ = env.reset(seed=8)
-  contract.follow(env, observation, GRASP[task])
-  contract.run(env, contract.random_actions(env, 10))
+  env_contract.follow(env, observation, GRASP[task])
+  env_contract.run(env, env_contract.random_actions(env, 10))
   other.restore(env.snapshot())
   observation, _, success, _, _ = other.step(np.zeros(7))
   for _ in range(300):
@@ -192,7 +192,7 @@ def test_bad_input_is_named():
   with pytest.raises(ValueError, match="no camera 'corner'; its cameras are .*agentview"):
     env_lib.make("robosuite/lift", "lift", ("corner",))
   env = env_lib.make("robosuite/lift", "lift")
-  contract.check_bad_actions(env)
+  env_contract.check_bad_actions(env)
   with pytest.raises(ValueError, match="'lift'.*'can'"):
     make("can").restore(env.snapshot())
 
