@@ -48,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   add("--grpc-keymap", default="praxis", help="the same of gRPC (%(default)s)")
   add("--token-file", help="file with the token that clients must send")
   add("--max-batch", type=int, default=16, help="requests run together (%(default)s)")
+  add("--workers", type=int, help="batches run side by side (2 on CPUs, 1 elsewhere)")
   add("--window-ms", type=float, default=2.0, help="a request may wait for others (%(default)s)")
   add("--deadline-ms", type=float, help="of requests that name none")
   add("--max-clients", type=int, default=64, help="connections at a time (%(default)s)")
@@ -68,8 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _check(settings: argparse.Namespace) -> str:
   """Returns the token; ValueError where the settings would not do."""
-  for name in ("max_batch", "max_clients"):
-    if getattr(settings, name) < 1:
+  for name in ("max_batch", "max_clients", "workers"):
+    if getattr(settings, name) is not None and getattr(settings, name) < 1:
       raise ValueError(f"--{name.replace('_', '-')} is {getattr(settings, name)}; 1 is the least")
   for name in ("max_message_mb", "request_s", "idle_s", "deadline_ms"):
     value = getattr(settings, name)
@@ -127,12 +128,14 @@ async def _serve(settings: argparse.Namespace) -> None:
   replan = min(8, horizon) if settings.replan is None else settings.replan
   if not 1 <= replan <= horizon:
     raise ValueError(f"--replan is {replan}; it must be in 1..{horizon}, a chunk's steps")
+  on_cpus = jax.default_backend() == "cpu"  # where a batch is computed mostly by one core
   service = service_lib.Service(
     policy,
     keymap,
     max_batch=settings.max_batch,
     window_ms=settings.window_ms,
     deadline_ms=settings.deadline_ms,
+    workers=(2 if on_cpus else 1) if settings.workers is None else settings.workers,
   )
   print(f"compiling for batches of up to {settings.max_batch}", flush=True)
   service.warm_up()

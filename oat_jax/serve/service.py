@@ -71,6 +71,7 @@ class Service:
     window_ms: float = 2.0,
     max_queue: int = 256,
     deadline_ms: float | None = None,
+    workers: int = 1,
   ):
     """`deadline_ms` is that of requests which name none; see `Batcher` for the others."""
     self.policy, self.keymap, self.figures = policy, keymap, figures.Figures()
@@ -88,6 +89,7 @@ class Service:
       window_ms=window_ms,
       max_queue=max_queue,
       clients=lambda: self.figures.clients,
+      workers=workers,
     )
 
   def warm_up(self, repeats: int = 5) -> None:

@@ -10,8 +10,8 @@ import torch
 try:
   import torchvision  # noqa: F401
 except RuntimeError:
-  # The published one is built for CUDA and has no operators beside a torch for CPUs. None is used here, but
-  # when it is imported, as lerobot does, it describes these two.
+  # The published one is built for CUDA and has no operators beside a torch for CPUs. None is used
+  # here, but when it is imported, as lerobot does, it describes these two.
   for name in ("nms", "qnms"):
     torch.library.define(f"torchvision::{name}", "(Tensor x, Tensor y, float z) -> Tensor")
 

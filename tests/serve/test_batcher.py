@@ -125,3 +125,36 @@ def test_it_says_for_how_long_a_batch_has_been_running():
   assert made.busy_s() == 0
   made.close()
   assert made.busy_s() == math.inf
+
+
+def test_batches_run_side_by_side_each_with_its_share():
+  """None of them could end without the other."""
+  both, sizes = threading.Barrier(2, timeout=30), []
+
+  def run(key, items):
+    sizes.append(len(items))
+    both.wait()
+    return [2 * x for x in items]
+
+  made = batcher.Batcher(run, max_batch=8, window_ms=1e4, clients=lambda: 6, workers=2)
+  for turn in range(20):
+    futures = [made.submit("a", turn + x) for x in range(6)]
+    assert [future.result(30) for future in futures] == [2 * (turn + x) for x in range(6)]
+  assert sizes == [3] * 40 and made.busy_s() == 0
+  made.close()
+  assert made.busy_s() == math.inf
+
+
+def test_many_threads_answer_everyone_once():
+  answered, lock = [], threading.Lock()
+
+  def run(key, items):
+    with lock:
+      answered.extend(items)
+    return items
+
+  made = batcher.Batcher(run, max_batch=3, window_ms=1, clients=lambda: 4, workers=4)
+  futures = [made.submit(x % 2, x) for x in range(200)]
+  assert [future.result(30) for future in futures] == list(range(200))
+  assert sorted(answered) == list(range(200))
+  made.close()
