@@ -3,7 +3,7 @@
 # make lint         ruff and pyright
 # make test-clients  openpi-client, and praxis-eval in MetaWorld, each in an environment of its own, drive
 #                   servers (praxis-eval brings torch: 2 GB where pip has one for CPUs alone, else 7)
-# make sim-libero, make sim-robocasa  a simulator in an environment of its own (1.6 and 0.9 GB), without jax,
+# make sim-libero, make sim-robocasa  a simulator in an environment of its own (1.7 and 1.0 GB), without jax,
 #                   and its tests
 # make bench        launch/benchmark.py's train, act, data and tokenizers, into runs/bench
 # Each but the sim- targets makes the virtual environment .venv first, if there is none.
@@ -73,7 +73,7 @@ sim-%: .venv-%/.installed
 	.venv-$*/bin/python -m pytest --confcutdir=tests/sims tests/sims/test_without_jax.py tests/sims/test_$*.py
 
 .venv-libero/.installed: setup.py
-	$(call MAKE_VENV,LIBERO with its meshes and textures: 1.6 GB)
+	$(call MAKE_VENV,LIBERO with its meshes and textures: 1.7 GB)
 	$(@D)/bin/python $(PIP) $(SIM) $(LIBERO)
 	$(@D)/bin/python $(PIP) --no-deps $(ROBOSUITE) praxis-libero==0.1.1.post1 $(LIBERO_ASSETS) -e .
 	@$(RENDERER)
@@ -81,7 +81,7 @@ sim-%: .venv-%/.installed
 
 # RoboCasa's kitchens, several GB, come from where RoboCasa keeps them: docs/simulators.md.
 .venv-robocasa/.installed: setup.py
-	$(call MAKE_VENV,RoboCasa without its kitchens: 0.9 GB)
+	$(call MAKE_VENV,RoboCasa without its kitchens: 1.0 GB)
 	$(@D)/bin/python $(PIP) $(SIM) $(ROBOCASA)
 	$(@D)/bin/python $(PIP) --no-deps $(ROBOSUITE) praxis-robocasa==1.0.0 -e .
 	@$(RENDERER)
