@@ -108,18 +108,19 @@ class Batcher:
   def _next(self) -> list[_Request]:
     """Returns requests of one key, the oldest first; none where all is done."""
     with self._changed:
-      while not self._waiting:
-        if self._closed:
-          return []
-        self._changed.wait()
-      until = self._waiting[0].since + self._window
-      while not self._closed and len(self._waiting) < self._share(self._clients()):
-        left = until - time.monotonic()
-        if left <= 0:
+      while True:
+        while not self._waiting:
+          if self._closed:
+            return []
+          self._changed.wait()
+        until = self._waiting[0].since + self._window
+        while self._waiting and not self._closed:
+          left = until - time.monotonic()
+          if left <= 0 or len(self._waiting) >= self._share(self._clients()):
+            break
+          self._changed.wait(left)
+        if self._waiting:  # else another thread has taken them
           break
-        self._changed.wait(left)
-        if not self._waiting:  # another thread has taken them
-          return self._next()
       key, most = self._waiting[0].key, self._share(max(self._clients(), len(self._waiting)))
       alike = [request for request in self._waiting if request.key == key][:most]
       taken = set(map(id, alike))
