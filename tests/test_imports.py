@@ -52,7 +52,9 @@ MAY_IMPORT = {
   "envs.goals": set(),
   "evaluate": {"export.limits"},
   "evaluate.subject": {"batch", "evaluate", "export.limits"},
-  "evaluate.evaluation": {"", "config", "envs", "envs.goals", "evaluate", "evaluate.subject"},
+  "evaluate.evaluation": {
+    *("config", "envs", "envs.goals", "evaluate", "evaluate.subject", "export.versions"),
+  },
   "evaluate.described": {"batch", "export.limits"},
   "evaluate.exported": {"evaluate", "evaluate.described"}
   | {f"export.{name}" for name in ("directory", "limits", "loader")},

@@ -82,11 +82,6 @@ class ManipulationEnv(task_env.TaskEnv):
   def _camera_names(self) -> list[str]:
     return rendering.cameras_of(self._scene()[0])
 
-  def _must_begin_again(self, snapshot: task_env.Snapshot) -> bool:
-    """Whether the simulator has another scene than the snapshot's, or none yet."""
-    del snapshot
-    return self._seed is None
-
   def _begin(self, seed: int) -> None:
     """Starts; the simulators draw from numpy's global generator, among others."""
     before = np.random.get_state()
@@ -117,8 +112,6 @@ class ManipulationEnv(task_env.TaskEnv):
     return {"model": {name: getattr(model, name).copy() for name in _MODEL}, "objects": objects}
 
   def _recall(self, snapshot: task_env.Snapshot) -> None:
-    if self._must_begin_again(snapshot):
-      self._begin(snapshot.seed)
     model, _ = self._scene()
     for name, value in snapshot.memory["model"].items():
       getattr(model, name)[:] = value

@@ -88,8 +88,6 @@ class MetaWorldEnv(task_env.TaskEnv):
     }
 
   def _recall(self, snapshot: task_env.Snapshot) -> None:
-    if self._seed is None:  # MetaWorld makes some of what it remembers at the first reset
-      self._begin(snapshot.seed)
     for name, value in snapshot.memory["model"].items():
       getattr(self._inner.model, name)[:] = value
     self._set_physics(snapshot.physics, forward=True)

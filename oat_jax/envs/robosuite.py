@@ -132,9 +132,6 @@ class RobosuiteEnv(task_env.TaskEnv):
     self._robot.part_controllers["right"].initial_joint = memory["posture"].copy()
     self._forget()
 
-  def _look_away(self, value: bool) -> None:
-    pass  # `_advance` asks
-
   def _act(self, action_A: np.ndarray) -> None:
     """Does what robosuite's own step does, but for its sensors: read 25 times, for nobody."""
     arm = self._robot.part_controllers["right"]

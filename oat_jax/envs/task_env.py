@@ -76,13 +76,17 @@ class TaskEnv(gymnasium.Env):
     """Returns copies of all that later steps depend on besides MuJoCo's state."""
     raise NotImplementedError
 
+  def _must_begin_again(self, snapshot: Snapshot) -> bool:
+    """Whether the simulator has another scene than the snapshot's, or none yet."""
+    del snapshot
+    return self._seed is None
+
   def _recall(self, snapshot: Snapshot) -> None:
     """Brings back what `_remember` returned, and `_set_physics`."""
     raise NotImplementedError
 
   def _look_away(self, value: bool) -> None:
-    """Lets the simulator compute neither reward nor success, while that is true."""
-    raise NotImplementedError
+    """Spares the simulator what nobody looks at while that is true, if it costs much."""
 
   def _turned(self, image: np.ndarray, camera: str) -> np.ndarray:
     """Returns an image as it is stored."""
@@ -146,6 +150,8 @@ class TaskEnv(gymnasium.Env):
       raise ValueError(
         f"the snapshot is of task '{snapshot.task}'; this environment has '{self.task}'"
       )
+    if self._must_begin_again(snapshot):
+      self._begin(snapshot.seed)
     self._recall(snapshot)
     self._seed, self._steps = snapshot.seed, snapshot.steps
     self._np_random = copy.deepcopy(snapshot.np_random)

@@ -1,16 +1,13 @@
 """One subject on the goals of one suite: what is run, what is known already, and the report."""
 
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 import itertools
 import json
 import os
 import pathlib
-import platform
 import shutil
 from typing import Any
 
-import oat_jax
 from oat_jax import config as config_lib
 from oat_jax.envs import env as env_lib
 from oat_jax.envs import goals
@@ -20,6 +17,7 @@ from oat_jax.evaluate import report
 from oat_jax.evaluate import rollout
 from oat_jax.evaluate import subject as subject_lib
 from oat_jax.evaluate import video
+from oat_jax.export import versions as versions_lib
 
 # Demonstrations use seeds from 0 on. What is chosen by success is chosen on goals that are not
 # reported, e.g. with --select=50000.
@@ -331,10 +329,4 @@ def _known(there: Any, pairs: Sequence[tuple[str, int]]) -> dict[Setting, list[r
 
 def versions(*packages: str) -> dict[str, str]:
   """Returns the versions that a report states: jax and its kin, and the packages named."""
-  found = {"oat_jax": oat_jax.__version__, "python": platform.python_version()}
-  for name in ("jax", "flax", "optax", "numpy", *packages):
-    try:
-      found[name] = metadata.version(name)
-    except metadata.PackageNotFoundError:
-      found[name] = "not installed"
-  return found
+  return versions_lib.of("jax", "flax", "optax", "numpy", *packages)

@@ -118,11 +118,11 @@ def run(
   B = len(pairs)
   calls_B, tokens_B, ms_B = np.zeros(B, np.int64), np.zeros(B), np.zeros(B)
   executed: list[list[np.ndarray]] = [[] for _ in pairs]
-  last_BA: np.ndarray | None = None
   label = f"{method} R={replan}" + (f" K={num_tokens}" if num_tokens else "")
   with tqdm.tqdm(total=B, desc=f"{label:<20}", unit="ep", disable=not progress) as bar:
     while not state.done.all():
       active_B = ~state.done
+      last_BA = _last(executed)
       acted = act(state, active_B, last_BA)
       C = acted.actions_BCA.shape[1]
       if C < replan:
@@ -133,20 +133,16 @@ def run(
         actions_BRA = average(whole)
         if limits is not None:
           actions_BRA = limits_lib.follow(limits, actions_BRA, last_BA)
-      if last_BA is None:
-        last_BA = np.full((B, whole.shape[2]), np.nan, np.float32)
       calls_B += active_B
       tokens_B += 0 if acted.num_tokens_B is None else active_B * acted.num_tokens_B
       ms_B += active_B * acted.ms
       before, state = state, env.step(actions_BRA, active_B)
       for b in np.flatnonzero(active_B):
         executed[b].append(actions_BRA[b, : max(state.steps[b] - before.steps[b], 0)])
-        last_BA[b] = executed[b][-1][-1] if len(executed[b][-1]) else np.nan
       again_B = state.restarts > before.restarts
       calls_B[again_B], tokens_B[again_B], ms_B[again_B] = 0, 0, 0
       for b in np.flatnonzero(again_B):
         executed[b].clear()
-        last_BA[b] = np.nan
       if average is not None:
         average.clear(again_B)
       bar.update(int(state.done.sum()) - bar.n)
@@ -158,6 +154,15 @@ def run(
     for (task, seed), end, mean in zip(pairs, ends, means)
   ]
   return Outcome(rows, [np.concatenate(parts) for parts in executed], state.restarts.tolist())
+
+
+def _last(executed: Sequence[Sequence[np.ndarray]]) -> np.ndarray | None:
+  """Returns what each episode executed last, as `Act` takes it."""
+  ends = [parts[-1][-1] if parts and len(parts[-1]) else None for parts in executed]
+  some = next((end_A for end_A in ends if end_A is not None), None)
+  if some is None:
+    return None
+  return np.stack([np.full_like(some, np.nan) if end_A is None else end_A for end_A in ends])
 
 
 def latency_ms(acts: Sequence[Callable[[], Any]]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The versions that an export states."""
+"""The versions that an export, a server or a report states."""
 
 from importlib import metadata
 import platform
@@ -7,6 +7,11 @@ import oat_jax
 
 
 def of(*packages: str) -> dict[str, str]:
-  """Returns {package: version}, oat_jax and python before those named."""
-  named = {name: metadata.version(name) for name in packages}
-  return {"oat_jax": oat_jax.__version__, "python": platform.python_version()} | named
+  """Returns {package: version or "not installed"}, oat_jax and python before those named."""
+  found = {"oat_jax": oat_jax.__version__, "python": platform.python_version()}
+  for name in packages:
+    try:
+      found[name] = metadata.version(name)
+    except metadata.PackageNotFoundError:
+      found[name] = "not installed"
+  return found
