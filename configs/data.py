@@ -49,6 +49,7 @@ def get_config() -> ConfigDict:
   data.image_size = ()  # height, width
   data.validation_fraction = 0.1
   data.split_seed = 0
+  data.train_fraction = 1.0  # of the episodes that are not held out
   # How they are read.
   data.threads = 1
   data.workers = 0

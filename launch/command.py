@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import pathlib
+import runpy
 import sys
 from typing import Any
 
@@ -11,6 +12,8 @@ from absl import logging
 from ml_collections import config_flags as ml_flags
 
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
+# The command that trains a run.
+TRAIN = (sys.executable, str(pathlib.Path(__file__).with_name("train.py")))
 _USER_ERRORS = (ValueError, OSError, ImportError, RuntimeError, ArithmeticError)
 
 
@@ -91,6 +94,15 @@ def default_out(file: str) -> str:
   path, _, argument = file.partition(":")
   stem = pathlib.Path(path).stem.removeprefix("compare_")
   return f"runs/{stem}_{argument}" if argument else f"runs/{stem}"
+
+
+def load_config(source: str) -> Any:
+  """Returns the values of a config FILE[:ARGUMENT]."""
+  file, _, argument = source.partition(":")
+  if not pathlib.Path(file).is_file():
+    raise ValueError(f"there is no config {file}; paths are those of the checkout")
+  get_config = runpy.run_path(file)["get_config"]
+  return get_config(argument) if argument else get_config()
 
 
 def config_flags(flag: flags.FlagHolder[Any]) -> tuple[str, list[str]]:

@@ -59,6 +59,9 @@ class Data(Dataset):
   image_size: tuple[int, ...] = ()  # height, width of all frames; () leaves them as they are
   validation_fraction: float = 0.1  # of the episodes of each task
   split_seed: int = 0
+  # Of the other episodes of each task, those to train on. What is held out, and the statistics, are
+  # those of all: runs on more and on less data are measured on the same chunks in the same units.
+  train_fraction: float = 1.0
   threads: int = 1
   workers: int = 0  # processes that decode; 0 decodes in this one's threads
   cache: str = ""  # of indices and fetched shards; "" is $OAT_JAX_CACHE or ~/.cache/oat_jax
@@ -70,6 +73,8 @@ class Data(Dataset):
       config_lib.at_least(getattr(self, name), 0, f"config.data.{name}")
     for name in ("observation_steps", "action_horizon"):
       config_lib.at_least(getattr(self, name), 1, f"config.data.{name}")
+    config_lib.above(self.train_fraction, 0, "config.data.train_fraction")
+    config_lib.between(self.train_fraction, 0, 1, "config.data.train_fraction")
     if self.image_size and (len(self.image_size) != 2 or min(self.image_size) < 1):
       raise ValueError(f"config.data.image_size is {self.image_size}; write (height, width)")
     embedded = [each.language for each in self.datasets().values() if each.language]

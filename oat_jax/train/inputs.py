@@ -10,6 +10,7 @@ import numpy as np
 from oat_jax.data import mixture
 from oat_jax.data import normalization
 from oat_jax.data import rlds
+from oat_jax.data import split as split_lib
 from oat_jax.data import standardize
 from oat_jax.data import statistics as statistics_lib
 from oat_jax.data import windows as windows_lib
@@ -18,7 +19,7 @@ from oat_jax.train import config as config_lib
 
 
 class Split(NamedTuple):
-  """The windows of a run, and the statistics of the training part."""
+  """The windows of a run, and the statistics of all episodes that are not held out."""
 
   train: mixture.Mixture
   validation: mixture.Mixture
@@ -61,25 +62,26 @@ def load(data: config_lib.Data, images: bool = True) -> Split:
       dataset.idle_below,
       dataset.absolute or episodes[name].standard.absolute,
     )
-    parts = windows_lib.split_episodes(
-      episodes[name].tasks_E, data.validation_fraction, data.split_seed
+    tasks_E = episodes[name].tasks_E
+    parts = split_lib.episodes(tasks_E, data.validation_fraction, data.split_seed)
+    used = split_lib.part(tasks_E, parts[0], data.train_fraction, data.split_seed)
+    sizes = (data.observation_steps, data.action_horizon)
+    whole, held_out, trained_on = (
+      windows_lib.Windows(episodes[name], ids_E, *sizes, layout, i, options)
+      for ids_E in (*parts, used)
     )
-    for windows, ids_E in zip((train, validation), parts):
-      windows.append(
-        windows_lib.Windows(
-          episodes[name], ids_E, data.observation_steps, data.action_horizon, layout, i, options
-        )
-      )
-    rows.append(_statistics(dataset, train[-1], layout))
+    rows.append(_statistics(dataset, whole, layout))
+    validation.append(held_out)
+    train.append(trained_on)
   weights = tuple(dataset.weight for dataset in datasets.values() if dataset.weight is not None)
   fingerprints = [each.fingerprint for each in episodes.values()]
-  whole = hashlib.sha256(json.dumps(fingerprints).encode()).hexdigest()[:16]
+  of_all = hashlib.sha256(json.dumps(fingerprints).encode()).hexdigest()[:16]
   return Split(
     mixture.Mixture(train),
     mixture.Mixture(validation),
     weights or None,
     {group: normalization.stack([row[group] for row in rows]) for group in rows[0]},
-    whole if len(fingerprints) > 1 else fingerprints[0],
+    of_all if len(fingerprints) > 1 else fingerprints[0],
     {name: each.skipped for name, each in episodes.items() if each.skipped},
     language_NE,
   )

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import itertools
 import json
+import math
 import os
 import pathlib
 import time
@@ -34,6 +35,7 @@ from oat_jax.train import metrics as metrics_lib
 from oat_jax.train import models
 from oat_jax.train import optimizer as optimizer_lib
 from oat_jax.train import prepared
+from oat_jax.train import provenance
 from oat_jax.train import signals
 from oat_jax.train import speed
 from oat_jax.train import state as state_lib
@@ -115,14 +117,31 @@ def train(config: config_lib.Config, workdir: str | os.PathLike, profile: int = 
       _say(taken.rstrip("\n"))
     if split.skipped and jax.process_index() == 0:
       (workdir / "skipped.json").write_text(json.dumps(split.skipped, indent=2) + "\n")
-    refines = getattr(model, "refines", False)
-    prepares = "" if tokenizer is None else f"{models.digest(tokenizer)} {refines}"
-    run = _Run(config, workdir, mesh, split, model, optimizer, shardings, prepares, profile)
+    digest = "" if tokenizer is None else models.digest(tokenizer)
+    prepares = digest and f"{digest} {getattr(model, 'refines', False)}"
+    facts = _facts(config, split, model if tokenizer is None else tokenizer.tokenizer, digest)
+    run = _Run(config, workdir, mesh, split, model, optimizer, shardings, prepares, facts, profile)
     if fitted:
       _fit(run)
     else:
       run.begin(state)
   return workdir
+
+
+def _facts(
+  config: config_lib.Config, split: inputs.Split, tokenizer: Any, digest: str
+) -> dict[str, Any]:
+  """What `provenance.json` says of a run before it is compiled."""
+  held_out = inputs.evenly(split.validation, config.evaluate_windows)
+  of = (held_out, split.statistics["actions"], str(config.model.get("normalization", "")), digest)
+  codes = getattr(tokenizer, "vocab_size", 1)  # one, of a policy without tokens
+  return {
+    "kind": config.kind,
+    "evaluation_set": provenance.evaluation_set(*of),
+    "windows": len(split.train),
+    "episodes": len(np.unique(split.train.episode_W)),
+    "bits_per_token": math.log2(codes),
+  }
 
 
 def _check_fit(config: config_lib.Config) -> None:
@@ -147,6 +166,7 @@ class _Run(NamedTuple):
   optimizer: Any  # None for a tokenizer that is fitted
   shardings: Any
   prepares: str  # what the model's `prepare` computes with
+  facts: dict[str, Any]  # for `provenance.json`
   profile: int
 
   def begin(self, state: state_lib.TrainState) -> None:
@@ -184,6 +204,12 @@ class _Run(NamedTuple):
         f"goes on from step {max(checkpoint.steps(self.workdir), default=0)}"
       )
 
+  def describe(self, parameters: int, flops: float) -> None:
+    """Writes `provenance.json`: with the trained parameters, and FLOPs of a whole step."""
+    if jax.process_index() == 0:
+      more = {"parameters": parameters, "flops_per_step": flops}
+      provenance.write(self.workdir, self.facts | more)
+
   def checkpointer(self) -> checkpoint.Checkpointer:
     config = self.config
     return checkpoint.Checkpointer(self.workdir, config.keep, config.keep_every, config.keep_best)
@@ -200,6 +226,7 @@ def _fit(run: _Run) -> None:
     if saved.latest_step():
       _say(f"{run.workdir} is done: fitted")
       return
+    run.describe(0, 0.0)
     chosen = inputs.evenly(run.split.train, config.fit_windows)
     _say(f"{run.workdir}: fitting to {len(chosen):,} windows")
     chunks = chosen(np.arange(len(chosen)))
@@ -255,7 +282,11 @@ def _steps(
     config.accumulate,
   )
   compiled_evaluate = step_lib.compile_evaluate(model.evaluate, mesh, run.shardings.ema_params)
-  _describe_run(run, state)
+  parameters = optimizer_lib.count(state.params)
+  _say(
+    f"{run.workdir}: {parameters:,} trained parameters; {len(run.split.train):,} windows to train "
+    f"on, {len(run.split.validation):,} held out; {len(jax.devices())} device(s)"
+  )
   metrics: dict[str, Any] = {}
   none = jax.device_put(np.int32(0), mesh_lib.replicated(mesh))
 
@@ -284,6 +315,7 @@ def _steps(
     step_cost = speed.compile_step(
       jitted, model, state, to_devices(first_batch), mesh.size, config.batch_size
     )
+    run.describe(parameters, step_cost.model_flops * mesh.size)
     since = time.monotonic()
     for step in range(start + 1, config.steps + 1):
       profiler.before(step)
@@ -345,16 +377,6 @@ def _windows(run: _Run, params: Any) -> tuple[Any, Any]:
   compiled, cache = jax.jit(prepare), run.config.data.cache
   add = lambda windows: prepared.prepared(compiled, own, windows, of=run.prepares, cache=cache)
   return add(train), add(held_out)
-
-
-def _describe_run(run: _Run, state: state_lib.TrainState) -> None:
-  trained = [x.size for group, x in zip(
-      jax.tree.leaves(optimizer_lib.groups(state.params)), jax.tree.leaves(state.params)
-  ) if group != "frozen"]  # fmt: skip
-  _say(
-    f"{run.workdir}: {sum(trained):,} trained parameters; {len(run.split.train):,} windows to "
-    f"train on, {len(run.split.validation):,} held out; {len(jax.devices())} device(s)"
-  )
 
 
 def _say(text: str) -> None:

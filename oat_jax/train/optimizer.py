@@ -1,5 +1,6 @@
 """AdamW by parameter name: a rule must say of each parameter if it is frozen or decayed."""
 
+import math
 import re
 from typing import Any
 
@@ -41,6 +42,11 @@ def groups(params: Any) -> Any:
 def trained(params: Any) -> Any:
   """Returns the params' tree with None for what gradients do not change, whatever its dtype."""
   return jax.tree.map(lambda group, x: None if group == "frozen" else x, groups(params), params)
+
+
+def count(params: Any) -> int:
+  """Returns how many numbers gradients change."""
+  return sum(math.prod(x.shape) for x in jax.tree.leaves(trained(params)))
 
 
 def merge(trained: Any, params: Any) -> Any:

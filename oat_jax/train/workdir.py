@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from oat_jax.train import checkpoint
+from oat_jax.train import config as config_lib
 from oat_jax.train import models
 
 # Where things lie, and how they are read: may differ between processes that train together.
@@ -58,7 +59,7 @@ def claimed(workdir: pathlib.Path, description: dict[str, Any]) -> Iterator[None
       "of objects do not do; take a folder that all processes share, e.g. on NFS"
     )
   if checkpoint.steps(workdir):
-    found = differences(models.read_description(workdir), description)
+    found = differences(described(workdir), description)
     if found:
       raise ValueError(
         f"{workdir} holds another run; take another directory, or the same configuration:\n  "
@@ -81,6 +82,24 @@ def claimed(workdir: pathlib.Path, description: dict[str, Any]) -> Iterator[None
     temporary.write_text(json.dumps(description, indent=2) + "\n")
     temporary.replace(path)
     yield
+
+
+def described(workdir: pathlib.Path) -> dict[str, Any]:
+  """Returns `config.json`, with the defaults of settings that came later."""
+  content = models.read_description(workdir)
+  return content | {"config": config_lib.to_json(config_lib.freeze(content["config"]))}
+
+
+def in_use(workdir: pathlib.Path) -> bool:
+  """Whether a process holds the working directory."""
+  try:
+    with open(workdir / ".lock") as lock:
+      fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+  except FileNotFoundError:
+    return False
+  except BlockingIOError:
+    return True
+  return False
 
 
 def differences(

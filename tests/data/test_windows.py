@@ -1,4 +1,4 @@
-"""Windows against an oracle that writes out every step, and the split's promises."""
+"""Windows against an oracle that writes out every step."""
 
 import hypothesis
 from hypothesis import strategies as st
@@ -112,57 +112,6 @@ def test_bad_windows():
   for index in (-1, 5):
     with pytest.raises(IndexError, match=f"window {index} was asked for; there are 5"):
       windows(np.array([0, index]))
-
-
-@hypothesis.given(
-  st.lists(st.integers(0, 3), min_size=1, max_size=40),
-  st.floats(0, 1, exclude_max=True),
-  st.integers(0, 9),
-)
-def test_split_keeps_its_promises(tasks, fraction, seed):
-  tasks = np.array(tasks, np.int32)
-  if fraction and len(tasks) < 2:
-    with pytest.raises(ValueError, match="there is only 1 episode"):
-      windows_lib.split_episodes(tasks, fraction, seed)
-    return
-  train, validation = windows_lib.split_episodes(tasks, fraction, seed)
-  assert sorted([*train, *validation]) == list(range(len(tasks)))
-  assert (np.diff(train) > 0).all() and (np.diff(validation) > 0).all()
-  assert len(train) and bool(len(validation)) == (fraction > 0)
-  held, few = 0, 0
-  for task in np.unique(tasks):
-    size, out = (tasks == task).sum(), (tasks[validation] == task).sum()
-    wanted = np.round(fraction * size)
-    if wanted < 1:
-      few, held = few + size, held + out
-    elif len(validation) > 1:
-      assert out == min(wanted, size - 1)
-  if few and len(validation) > 1:
-    assert held == min(np.round(fraction * few), few - 1)
-  again = windows_lib.split_episodes(tasks, fraction, seed)
-  np.testing.assert_array_equal(validation, again[1])
-
-
-def test_instructions_that_occur_once_are_drawn_from_together():
-  tasks = np.arange(500)
-  train, validation = windows_lib.split_episodes(tasks, 0.1, 0)
-  assert len(validation) == 50 and sorted([*train, *validation]) == list(range(500))
-  mixed = np.concatenate([np.zeros(40, int), 1 + np.arange(60)])
-  validation = windows_lib.split_episodes(mixed, 0.1, 0)[1]
-  assert ((validation < 40).sum(), (validation >= 40).sum()) == (4, 6)
-
-
-def test_split_depends_on_the_seed_and_refuses_nonsense():
-  tasks = np.repeat([0, 1], 20)
-  splits = {tuple(windows_lib.split_episodes(tasks, 0.3, seed)[1]) for seed in range(5)}
-  assert len(splits) == 5
-  with pytest.raises(ValueError, match="only 1 episode"):
-    windows_lib.split_episodes(np.array([0]), 0.1, 0)
-  with pytest.raises(ValueError, match="no episodes"):
-    windows_lib.split_episodes(np.array([], int), 0.1, 0)
-  for fraction in (-0.1, 1.0, float("nan")):
-    with pytest.raises(ValueError, match="must be in"):
-      windows_lib.split_episodes(tasks, fraction, 0)
 
 
 def begins(lengths, ids=None, episodes=None, **options):

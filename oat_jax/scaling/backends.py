@@ -1,0 +1,355 @@
+"""Where a sweep's runs are run: processes here, a job array of SLURM, JobSets of Kubernetes.
+
+Every run is launch/train.py in a working directory of its own, which it locks and from which it
+goes on; so nothing here keeps books of its own.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+import fcntl
+import json
+import os
+import pathlib
+import re
+import shlex
+import shutil
+import signal
+import string
+import subprocess
+import threading
+import time
+from typing import Any, NamedTuple
+
+import tqdm
+
+from oat_jax.scaling import sweep
+
+POLL_S = 0.5
+# Of a JobSet's name, to which the names of its pods add the slice and the host: 63 in all.
+NAME_LETTERS = 50
+
+
+class Active(NamedTuple):
+  """A process that trains a run.
+
+  `slot` is its number among those side by side, `attempt` counts from 1.
+  """
+
+  run: sweep.Run
+  process: subprocess.Popen
+  slot: int
+  attempt: int
+  since: float
+
+
+def local(
+  runs: Sequence[sweep.Run],
+  out: pathlib.Path,
+  command: Sequence[str],
+  jobs: int = 1,
+  retries: int = 2,
+) -> dict[str, str]:
+  """Trains what is not done, `jobs` runs side by side; the costliest begin first.
+
+  Each gets its share of the cores, and one of the NVIDIA GPUs where there are some. A signal is
+  passed on, and all runs save before this returns; where this is killed, its runs go on, and the
+  next call waits for them instead of beginning them again.
+
+  Args:
+    runs: of the sweep.
+    out: its directory.
+    command: of training, to which a run's arguments are added.
+    jobs: runs at the same time.
+    retries: how often a run that failed is tried again.
+
+  Returns:
+    {name: why} of the runs that failed to the end.
+
+  Raises:
+    ValueError: another sweep runs in `out`, or directories cannot be trusted.
+    KeyboardInterrupt: a signal came; what was running is saved.
+  """
+  todo = [run for run, state in zip(runs, sweep.states(runs)) if not state.done]
+  todo.sort(key=lambda run: -run.flops)
+  attempts = {run.name: 0 for run in todo}
+  active: list[Active] = []
+  failed: dict[str, str] = {}
+  (out / "logs").mkdir(parents=True, exist_ok=True)
+  places = _places(jobs)
+  with _claimed(out), _signals() as signalled, _bar(runs, todo) as bar:
+    while (todo or active) and not signalled.is_set():
+      for each in [each for each in active if each.process.poll() is not None]:
+        active.remove(each)
+        why = _ended(each, out)
+        if not why:
+          tqdm.tqdm.write(f"{each.run.name}: {_result(each)}")
+        elif each.attempt <= retries:
+          tqdm.tqdm.write(f"{each.run.name}: {why}; tried again ({each.attempt} of {retries})")
+          todo.append(each.run)
+        else:
+          tqdm.tqdm.write(f"{each.run.name}: {why}; given up")
+          failed[each.run.name] = why
+      free = sorted(set(range(jobs)) - {each.slot for each in active})
+      # A run that another process is at, of a sweep that was killed, is waited for.
+      for run in [run for run in todo if not sweep.workdir_lib.in_use(run.workdir)][: len(free)]:
+        todo.remove(run)
+        if sweep.state(run).done:
+          continue
+        attempts[run.name] += 1
+        slot = free.pop(0)
+        process = _start(run, out, command, places[slot])
+        active.append(Active(run, process, slot, attempts[run.name], time.monotonic()))
+      _show(bar, runs, active, todo, failed)
+      signalled.wait(POLL_S)
+    for each in active:
+      with contextlib.suppress(ProcessLookupError):
+        each.process.send_signal(signal.SIGTERM)
+    for each in active:
+      each.process.wait()
+    if signalled.is_set():
+      left = len(todo) + len(active)
+      raise KeyboardInterrupt(
+        f"stopped by a signal; {left} of {len(runs)} runs are not done, those under way are saved; "
+        "the same command goes on"
+      )
+  return failed
+
+
+def _start(
+  run: sweep.Run, out: pathlib.Path, command: Sequence[str], place: tuple[set[int], dict[str, str]]
+) -> subprocess.Popen:
+  """Begins a run in a session of its own, so that Ctrl-C reaches it once, through the sweep."""
+  cores, environment = place
+  with open(out / "logs" / f"{run.name}.log", "a") as log:
+    log.write(f"$ {shlex.join([*command, *run.arguments])}\n")
+    log.flush()
+    process = subprocess.Popen(
+      [*command, *run.arguments],
+      stdin=subprocess.DEVNULL,
+      stdout=log,
+      stderr=subprocess.STDOUT,
+      # Runs of one size compile much of the same.
+      env={"JAX_COMPILATION_CACHE_DIR": str(out / "compiled"), **os.environ, **environment},
+      start_new_session=True,
+    )
+  if cores:
+    with contextlib.suppress(ProcessLookupError):
+      os.sched_setaffinity(process.pid, cores)
+  return process
+
+
+def _places(jobs: int) -> list[tuple[set[int], dict[str, str]]]:
+  """Returns the cores and variables of each of `jobs` processes side by side."""
+  cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+  gpus = _gpus()
+  places = []
+  for slot in range(jobs):
+    mine = set(cores[slot::jobs]) or ({cores[slot % len(cores)]} if cores else set())
+    environment = {}
+    if gpus:
+      environment["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
+      sharing = -(-jobs // len(gpus))
+      if sharing > 1:
+        environment["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{0.9 / sharing:.3f}"
+    places.append((mine, environment))
+  return places
+
+
+def _gpus() -> list[str]:
+  """Returns the NVIDIA GPUs that runs may have, as CUDA_VISIBLE_DEVICES names them."""
+  if "CUDA_VISIBLE_DEVICES" in os.environ:
+    return [each for each in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if each]
+  if shutil.which("nvidia-smi") is None:
+    return []
+  listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+  return [str(i) for i, line in enumerate(listed.stdout.splitlines()) if line.startswith("GPU ")]
+
+
+def _ended(each: Active, out: pathlib.Path) -> str:
+  """Returns why a process that ended has not done its run, or ""."""
+  if each.process.returncode == 0:
+    state = sweep.state(each.run)
+    return "" if state.done else state.wrong or "it ended and is not done"
+  lines = (out / "logs" / f"{each.run.name}.log").read_text(errors="replace").splitlines()
+  said = next((line for line in reversed(lines) if line.strip()), "")
+  return f"exit code {each.process.returncode}, {said.strip()[-300:]}"
+
+
+def _result(each: Active) -> str:
+  row = sweep.evaluations(each.run.workdir)[-1]
+  losses = [name for name in row if re.fullmatch(r"(mse|cross_entropy)_\d+", name)]
+  last = max(losses, key=lambda name: int(name.rsplit("_", 1)[1]), default="")
+  seconds = time.monotonic() - each.since
+  return (f"{last} {row[last]:.4g}, " if last else "") + f"{seconds / 60:.1f} min"
+
+
+def _progress(run: sweep.Run) -> float:
+  """Returns which part of a run is behind it, by its newest logged or saved step."""
+  step = sweep.checkpoint.steps(run.workdir)[-1:] or [0]
+  with contextlib.suppress(OSError, ValueError, IndexError, KeyError, TypeError):
+    with open(run.workdir / "metrics.jsonl", "rb") as file:
+      file.seek(max(0, file.seek(0, os.SEEK_END) - 8192))
+      step.append(json.loads(file.read().splitlines()[-1])["step"])
+  return min(1.0, max(step) / run.config.steps)
+
+
+@contextlib.contextmanager
+def _bar(runs: Sequence[sweep.Run], todo: Sequence[sweep.Run]) -> Iterator[tqdm.tqdm]:
+  """A bar over the sweep's FLOPs; what an earlier call did does not count for its rate."""
+  missing = {run.name for run in todo}
+  done = sum(_worth(run) for run in runs if run.name not in missing)
+  done += sum(_worth(run) * _progress(run) for run in todo)
+  total = sum(map(_worth, runs))
+  text = "{percentage:3.0f}% |{bar}| {elapsed} gone, {remaining} left{postfix}"
+  with tqdm.tqdm(total=total, initial=done, bar_format=text, dynamic_ncols=True) as bar:
+    yield bar
+
+
+def _worth(run: sweep.Run) -> float:
+  return run.flops or 1.0  # a tokenizer that is fitted asks for none
+
+
+def _show(
+  bar: tqdm.tqdm,
+  runs: Sequence[sweep.Run],
+  active: Sequence[Active],
+  todo: Sequence[sweep.Run],
+  failed: Mapping[str, str],
+) -> None:
+  waiting = {run.name for run in todo} | {each.run.name for each in active} | failed.keys()
+  part = lambda run: _progress(run) if run.name in waiting else 1.0
+  bar.n = sum(_worth(run) * part(run) for run in runs)
+  now = ", ".join(f"{each.run.name} {100 * _progress(each.run):.0f}%" for each in active)
+  bar.set_postfix_str(f"{len(runs) - len(waiting)}/{len(runs)} runs, {len(failed)} failed; {now}")
+
+
+@contextlib.contextmanager
+def _claimed(out: pathlib.Path) -> Iterator[None]:
+  """Holds a sweep's directory for one `local`; ValueError where another has it."""
+  with open(out / ".lock", "w") as lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+      raise ValueError(f"another sweep runs in {out}; wait for it, or stop it") from error
+    yield
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[threading.Event]:
+  """Yields an event that SIGTERM and Ctrl-C set."""
+  seen = threading.Event()
+  numbers = (signal.SIGINT, signal.SIGTERM)
+  previous = {number: signal.signal(number, lambda *_: seen.set()) for number in numbers}
+  try:
+    yield seen
+  finally:
+    for number, handler in previous.items():
+      signal.signal(number, handler)
+
+
+def slurm(
+  runs: Sequence[sweep.Run],
+  out: pathlib.Path,
+  script: pathlib.Path,
+  jobs: int,
+  retries: int,
+  options: Sequence[str] = (),
+) -> str:
+  """Submits what is not done as one job array, of which `jobs` run at a time; returns its id.
+
+  SLURM queues, limits, requeues and logs; `script`, launch/slurm.sbatch, takes a line of
+  OUT/slurm/runs.txt for each task of the array.
+
+  Args:
+    runs: of the sweep.
+    out: its directory, which the nodes see too.
+    script: launch/slurm.sbatch.
+    jobs, retries: as of `local`.
+    options: more of sbatch, e.g. --partition=gpu.
+
+  Raises:
+    ValueError: all is done, or an array of this sweep is queued already.
+    FileNotFoundError: there is no sbatch.
+    RuntimeError: sbatch refused.
+  """
+  todo = [run for run, state in zip(runs, sweep.states(runs)) if not state.done]
+  if not todo:
+    return ""
+  folder = out / "slurm"
+  folder.mkdir(parents=True, exist_ok=True)
+  if shutil.which("sbatch") is None:
+    raise FileNotFoundError("sbatch is not on PATH: run this where SLURM's commands are")
+  job = folder / "job_id"
+  if job.exists() and _queued(job.read_text().strip()):
+    raise ValueError(
+      f"array {job.read_text().strip()} of this sweep is still queued or running: wait for it, or "
+      f"scancel {job.read_text().strip()}"
+    )
+  lines = folder / "runs.txt"
+  lines.write_text("".join(shlex.join(run.arguments) + "\n" for run in todo))
+  command = [
+    "sbatch",
+    "--parsable",
+    f"--array=0-{len(todo) - 1}%{jobs}",
+    f"--output={folder}/%A_%a.log",
+    f"--export=ALL,RUNS={lines},RETRIES={retries}",
+    *options,
+    str(script),
+  ]
+  print(shlex.join(command), flush=True)
+  asked = subprocess.run(command, capture_output=True, text=True, check=False)
+  if asked.returncode:
+    raise RuntimeError(f"sbatch refused: {asked.stderr.strip() or asked.stdout.strip()}")
+  job.write_text(asked.stdout.strip().partition(";")[0] + "\n")
+  return job.read_text().strip()
+
+
+def _queued(job: str) -> bool:
+  command = ["squeue", "--noheader", f"--jobs={job}"]
+  listed = subprocess.run(command, capture_output=True, text=True, check=False)
+  return listed.returncode == 0 and bool(listed.stdout.strip())
+
+
+def jobsets(
+  runs: Sequence[sweep.Run],
+  out: pathlib.Path,
+  template: pathlib.Path,
+  variables: Mapping[str, Any],
+) -> list[pathlib.Path]:
+  """Writes a JobSet for each run that is not done into OUT/jobsets; returns their paths.
+
+  Args:
+    runs: of the sweep.
+    out: its directory, on the volume that the pods mount, under the same path.
+    template: launch/gke_jobset.yaml.
+    variables: what stands behind a dollar sign in it, but for NAME and ARGS.
+
+  Raises:
+    ValueError: a variable is missing.
+  """
+  todo = [run for run, state in zip(runs, sweep.states(runs)) if not state.done]
+  text = template.read_text()
+  text = text[text.index("apiVersion:") :]  # less the comment that says how to use it by hand
+  wanted = string.Template(text).get_identifiers()
+  missing = [name for name in wanted if name not in ("NAME", "ARGS") and not variables.get(name)]
+  if missing:
+    raise ValueError(
+      f"variables are not set: {', '.join(missing)}; {template.name} says what they are, e.g. "
+      f"{missing[0]}=... python launch/sweep.py run --backend=jobset ..."
+    )
+  folder = out / "jobsets"
+  shutil.rmtree(folder, ignore_errors=True)  # of an earlier call, when less was done
+  folder.mkdir(parents=True)
+  paths = []
+  for run in todo:
+    # A name in a cluster: small letters, digits and dashes, with room for what JobSet adds.
+    name = re.sub(r"[^a-z0-9]+", "-", f"{out.name}-{run.name}".lower()).strip("-")
+    if len(name) > NAME_LETTERS:
+      raise ValueError(
+        f"'{name}' has {len(name)} letters; a JobSet's name has room for {NAME_LETTERS}: take a "
+        "shorter --out"
+      )
+    filled = {**variables, "NAME": name, "ARGS": json.dumps(run.arguments)}
+    paths.append(folder / f"{name}.yaml")
+    paths[-1].write_text(string.Template(text).substitute(filled))
+  return paths

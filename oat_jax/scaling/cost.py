@@ -1,0 +1,156 @@
+"""What a run of a sweep costs, before it is run: parameters, FLOPs, windows, and device-hours."""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import json
+import math
+import pathlib
+import statistics
+import time
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from oat_jax import batch as batch_lib
+from oat_jax.cost import chips
+from oat_jax.parallel import mesh as mesh_lib
+from oat_jax.scaling import plan
+from oat_jax.train import config as config_lib
+from oat_jax.train import inputs
+from oat_jax.train import models
+from oat_jax.train import optimizer as optimizer_lib
+from oat_jax.train import state as state_lib
+from oat_jax.train import step as step_lib
+
+
+class Cost(NamedTuple):
+  """Of one run: trained parameters, model FLOPs of a step, and training windows (0: not known)."""
+
+  parameters: int
+  flops_per_step: float
+  windows: int
+
+
+class Costs:
+  """Costs of runs, each model counted and each dataset read once."""
+
+  def __init__(self):
+    self._data: dict[str, tuple[config_lib.Plan | None, int]] = {}
+    self._models: dict[str, tuple[int, float]] = {}
+
+  def __call__(self, config: config_lib.Config) -> Cost:
+    """Returns the cost of a run; without `config.data.path` its sizes are `config.plan`'s."""
+    plan_of_data, windows = self._read(config.data) if config.data.datasets() else (None, 0)
+    parameters, flops = self._count(_with(config, plan_of_data))
+    return Cost(parameters, flops, windows)
+
+  def run(self, config: config_lib.Config) -> plan.Run:
+    """Returns the run without its data, as launch/plan.py takes it."""
+    return _run_of(_with(config, self._read(config.data)[0]))
+
+  def _read(self, data: config_lib.Data) -> tuple[config_lib.Plan | None, int]:
+    if not any(each.path for each in data.datasets().values()):
+      return None, 0
+    key = json.dumps(config_lib.data_values(data), sort_keys=True)
+    if key not in self._data:
+      train = inputs.load(data, images=bool(data.cameras or data.text_encoder)).train
+      spec = train.spec
+      sizes = (spec.state_dim, spec.action_dim, max(1, len(spec.task_names)), spec.language_dim)
+      self._data[key] = config_lib.Plan(*sizes), len(train)
+    return self._data[key]
+
+  def _count(self, config: config_lib.Config) -> tuple[int, float]:
+    """Returns (trained parameters, FLOPs of a step)."""
+    values = config_lib.to_json(config)
+    names = ("model", "kind", "tokenizer", "batch_size", "precompute", "plan")
+    sizes = ("observation_steps", "action_horizon", "image_size", "cameras", "action_dim")
+    key = json.dumps([[values[name] for name in names], [values["data"][name] for name in sizes]])
+    if key not in self._models:
+      run = _run_of(config)
+      if getattr(run.model, "fit", None) is not None:
+        self._models[key] = 0, 0.0
+      else:
+        params = jax.eval_shape(run.model.init, *run.init_args)
+        self._models[key] = optimizer_lib.count(params), plan.model_flops(run)
+    return self._models[key]
+
+
+def _with(config: config_lib.Config, sizes: config_lib.Plan | None) -> config_lib.Config:
+  return config if sizes is None else dataclasses.replace(config, plan=sizes)
+
+
+def _run_of(config: config_lib.Config) -> plan.Run:
+  tokenizer: Mapping[str, Any] = {}
+  if config.kind == "policy" and config.model["name"] == "autoregressive":
+    if not config.tokenizer:
+      raise ValueError("config.tokenizer is not set; a policy over tokens needs a trained one")
+    tokenizer = models.read_description(config.tokenizer)["config"]["model"]
+  return plan.run_of(config, tokenizer)
+
+
+def step_seconds_here(run: plan.Run, steps: int = 3) -> float:
+  """Returns the wall seconds of a training step on the devices of this process, on made-up data.
+
+  Args:
+    run: without its data.
+    steps: timed ones; the median counts.
+  """
+  config, model = run.config, run.model
+  mesh = mesh_lib.make_mesh(config.mesh)
+  args: list[Any] = [jax.random.key(config.seed)]
+  args += [jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), each) for each in run.init_args[1:]]
+  optimizer = optimizer_lib.make(config.optimizer, max(config.steps, 2))
+  state, shardings = state_lib.create(lambda: model.init(*args), model.axes(), optimizer, mesh)
+  made = batch_lib.fake(run.spec, config.batch_size)
+  zeros = lambda x: np.zeros(x.shape, x.dtype)
+  batch = {name: made[name] if name in made else zeros(x) for name, x in run.batch.items()}
+  batch = jax.device_put(batch, mesh_lib.batch_sharding(mesh))
+  step = step_lib.compile_train_step(
+    model.loss, optimizer, config.optimizer, config.seed, mesh, shardings,
+    getattr(model, "update", None), config.accumulate,
+  )  # fmt: skip
+  taken = []
+  for _ in range(steps + 1):  # the first one compiles
+    begin = time.perf_counter()
+    state, metrics = step(state, batch)
+    jax.block_until_ready(metrics)
+    taken.append(time.perf_counter() - begin)
+  return statistics.median(taken[1:])
+
+
+def step_seconds_there(run: plan.Run, where: chips.Topology) -> float:
+  """Returns the seconds of a step on chips that may not be here, at peak figures: `plan.make`."""
+  compiled = plan.can_compile(where)
+  flops = plan.model_flops(run)
+  plans = [plan.make(run, where, mesh, compiled, flops) for mesh in plan.meshes(where)]
+  best = plan.best(plans, where.chip)
+  if best is None:
+    errors = "; ".join(f"{','.join(map(str, each.mesh))}: {each.error}" for each in plans)
+    raise ValueError(f"no mesh of {where.name} takes this run: {errors or 'none fits'}")
+  return best.step_seconds
+
+
+def step_seconds_measured(workdir: pathlib.Path) -> float:
+  """Returns the median seconds of a step that a run has logged; nan where it has not."""
+  try:
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    rates = [row["train/steps_per_s"] for row in rows if "train/steps_per_s" in row]
+  except (OSError, ValueError, TypeError):
+    return math.nan
+  return 1 / statistics.median(rates) if rates else math.nan
+
+
+def hours(
+  configs: Mapping[str, config_lib.Config], seconds_of: Callable[[config_lib.Config], float]
+) -> dict[str, float]:
+  """Returns the hours of each run by name; `seconds_of` is asked once for what costs the same."""
+  found: dict[str, float] = {}
+  known: dict[str, float] = {}
+  for name, config in configs.items():
+    values = config_lib.to_json(config)
+    key = json.dumps([values["model"], values["batch_size"], values["mesh"], values["tokenizer"]])
+    if key not in known:
+      known[key] = seconds_of(config)
+    found[name] = known[key] * config.steps / 3600
+  return found
