@@ -27,7 +27,7 @@ LOOP = {
       "metrics",
       "prepared",
     ),
-    *("signals", "speed", "workdir"),
+    *("provenance", "signals", "speed", "workdir"),
   )
 }
 
@@ -46,6 +46,16 @@ MAY_IMPORT = {
   "parallel": set(),
   "cost": set(),
   "scaling": MODELS | TRAIN | {"cost", "parallel", "data.normalization"},
+  # A sweep's directories.
+  "scaling.cost": MODELS | TRAIN | {"cost", "parallel", "scaling", "train.inputs"},
+  "scaling.sweep": {
+    "config",
+    *(f"train.{name}" for name in ("checkpoint", "config", "provenance", "workdir")),
+  },
+  "scaling.local": {"scaling.sweep", "train.checkpoint", "train.workdir"},
+  "scaling.clusters": {"scaling.sweep"},
+  "scaling.collect": {"scaling.sweep", "train.config", "train.provenance"},
+  "scaling.sweep_table": {"scaling.sweep"},
   "data": {"batch", "data.normalization"},
   "data.normalization": set(),
   "envs": {"data"},
@@ -71,8 +81,9 @@ MAY_IMPORT = {
   "train.init_from": {"train.checkpoint", "train.models", "train.optimizer", "train.state"},
   "train.inputs": {"data", "data.normalization", "perception", "train.config"},
   "train.prepared": {"data"},
-  "train.workdir": {"train.checkpoint", "train.models"},
+  "train.workdir": {"train.checkpoint", "train.config", "train.models"},
   "train.agreement": {"", "train.workdir"},
+  "train.provenance": {"train.agreement"},
   "train.evaluation": {"data", "parallel"},
   "train.failures": {"train.optimizer"},
   "train.signals": set(),
@@ -83,6 +94,10 @@ MAY_IMPORT = {
   | LOOP
   | {"parallel", "data", "data.normalization", "envs", "envs.goals", "bench.clock", ""}
   | {"evaluate", "evaluate.evaluation", "export.limits"},
+  "study.scaling": {"config", "cost", "scaling"}
+  | {
+    f"scaling.{name}" for name in ("clusters", "collect", "cost", "local", "sweep", "sweep_table")
+  },
   # Who receives an export needs these only, and neither flax nor what trained it.
   "export.directory": {"batch", "files", "parameters"},
   "export.limits": set(),
@@ -142,7 +157,7 @@ ONLY_IN = {
   "oat": {"bench.peer_torch"},  # the PyTorch implementation's package
   "tensorflow_datasets": {"data.directory", "data.write", "data.sources", "envs.collect", "bench"},
   "h5py": {"data.sources._hdf5"},
-  "pyarrow": {"data.sources.lerobot", "data.sources._lerobot_meta"},
+  "pyarrow": {"data.sources.lerobot", "data.sources._lerobot_meta", "scaling.collect"},
   "av": {"data.sources._video"},
   "imageio_ffmpeg": {"evaluate.video"},
   "metaworld": {"envs.metaworld"},
@@ -321,7 +336,7 @@ def test_every_room_is_a_package_that_an_installation_finds():
 
 
 def test_configs_hold_values_only():
-  for path in (tiny.ROOT / "configs").glob("*.py"):
+  for path in (tiny.ROOT / "configs").rglob("*.py"):
     tops = {name.partition(".")[0] for _, name in imported(path.read_text(), "")}
     assert tops <= {"ml_collections", "pathlib", "runpy", "typing"}, path.name
 

@@ -140,7 +140,7 @@ def write(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
     temporary.replace(path)
     return
   with open(path.with_name(path.name + ".tmp"), "w", newline="") as file:
-    writer = csv.DictWriter(file, COLUMNS)
-    writer.writeheader()
-    writer.writerows(rows)
+    writer = csv.writer(file)
+    writer.writerow(COLUMNS)
+    writer.writerows([row[name] for name in COLUMNS] for row in rows)
   path.with_name(path.name + ".tmp").replace(path)

@@ -9,9 +9,10 @@ from typing import Any
 
 from oat_jax import config as config_lib
 from oat_jax.cost import chips
-from oat_jax.scaling import backends
+from oat_jax.scaling import clusters
 from oat_jax.scaling import collect
 from oat_jax.scaling import cost
+from oat_jax.scaling import local
 from oat_jax.scaling import sweep
 from oat_jax.scaling import sweep_table
 
@@ -103,16 +104,16 @@ class Sweep:
     self._out.mkdir(parents=True, exist_ok=True)
     if backend == "slurm":
       options = shlex.split(sbatch)
-      job = backends.slurm(self.runs, self._out, launch / "slurm.sbatch", jobs, retries, options)
+      job = clusters.slurm(self.runs, self._out, launch / "slurm.sbatch", jobs, retries, options)
       print(
         f"submitted as {job}; `plan` says how far it is" if job else f"all {total} runs are done"
       )
     elif backend == "jobset":
       template = launch / "gke_jobset.yaml"
-      paths = backends.jobsets(self.runs, self._out, template, os.environ)
+      paths = clusters.jobsets(self.runs, self._out, template, os.environ)
       print(f"{len(paths)} of {total} runs are not done; kubectl apply -f {self._out}/jobsets")
     else:
-      failed = backends.local(self.runs, self._out, train, jobs, retries)
+      failed = local.run(self.runs, self._out, train, jobs, retries)
       if failed:
         lines = [f"  {name}: {why} (logs/{name}.log)" for name, why in failed.items()]
         raise RuntimeError(

@@ -16,6 +16,17 @@ import numpy as np
 
 from oat_jax.train import agreement
 
+# What a run says of itself, besides `code` and `devices`.
+KEYS = (
+  "kind",
+  "evaluation_set",
+  "windows",
+  "episodes",
+  "bits_per_token",
+  "parameters",  # trained ones
+  "flops_per_step",  # of all devices, without computing again
+)
+
 
 def evaluation_set(
   held_out: Any, actions: Mapping[str, np.ndarray], normalization: str, tokenizer: str
@@ -39,7 +50,7 @@ def write(workdir: pathlib.Path, facts: Mapping[str, Any]) -> None:
 
   Args:
     workdir: of the run.
-    facts: JSON.
+    facts: {name: value} of `KEYS`.
   """
   code, path = agreement.code(), workdir / "provenance.json"
   before = read(workdir)["code"] if path.exists() else []
@@ -55,11 +66,13 @@ def read(workdir: str | os.PathLike) -> dict[str, Any]:
   path = pathlib.Path(workdir) / "provenance.json"
   try:
     content = json.loads(path.read_text())
-    content["code"], content["evaluation_set"]
+    missing = [name for name in KEYS if name not in content]
   except FileNotFoundError as error:
     raise ValueError(
       f"{path} is missing: this run was trained by an older oat_jax, or the file was removed"
     ) from error
-  except (ValueError, KeyError, TypeError) as error:
+  except (ValueError, TypeError) as error:
     raise ValueError(f"{path} is not what a run writes: {error}") from error
+  if missing:
+    raise ValueError(f"{path} is not what a run writes: it has no '{missing[0]}'")
   return content

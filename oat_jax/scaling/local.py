@@ -1,4 +1,4 @@
-"""Where a sweep's runs are run: processes here, a job array of SLURM, JobSets of Kubernetes.
+"""Runs of a sweep as processes on this machine, some side by side.
 
 Every run is launch/train.py in a working directory of its own, which it locks and from which it
 goes on; so nothing here keeps books of its own.
@@ -14,19 +14,18 @@ import re
 import shlex
 import shutil
 import signal
-import string
 import subprocess
 import threading
 import time
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import tqdm
 
 from oat_jax.scaling import sweep
+from oat_jax.train import checkpoint
+from oat_jax.train import workdir as workdir_lib
 
 POLL_S = 0.5
-# Of a JobSet's name, to which the names of its pods add the slice and the host: 63 in all.
-NAME_LETTERS = 50
 
 
 class Active(NamedTuple):
@@ -42,7 +41,7 @@ class Active(NamedTuple):
   since: float
 
 
-def local(
+def run(
   runs: Sequence[sweep.Run],
   out: pathlib.Path,
   command: Sequence[str],
@@ -91,7 +90,7 @@ def local(
           failed[each.run.name] = why
       free = sorted(set(range(jobs)) - {each.slot for each in active})
       # A run that another process is at, of a sweep that was killed, is waited for.
-      for run in [run for run in todo if not sweep.workdir_lib.in_use(run.workdir)][: len(free)]:
+      for run in [run for run in todo if not workdir_lib.in_use(run.workdir)][: len(free)]:
         todo.remove(run)
         if sweep.state(run).done:
           continue
@@ -185,7 +184,7 @@ def _result(each: Active) -> str:
 
 def _progress(run: sweep.Run) -> float:
   """Returns which part of a run is behind it, by its newest logged or saved step."""
-  step = sweep.checkpoint.steps(run.workdir)[-1:] or [0]
+  step = checkpoint.steps(run.workdir)[-1:] or [0]
   with contextlib.suppress(OSError, ValueError, IndexError, KeyError, TypeError):
     with open(run.workdir / "metrics.jsonl", "rb") as file:
       file.seek(max(0, file.seek(0, os.SEEK_END) - 8192))
@@ -225,7 +224,7 @@ def _show(
 
 @contextlib.contextmanager
 def _claimed(out: pathlib.Path) -> Iterator[None]:
-  """Holds a sweep's directory for one `local`; ValueError where another has it."""
+  """Holds a sweep's directory for one `run`; ValueError where another has it."""
   with open(out / ".lock", "w") as lock:
     try:
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -245,111 +244,3 @@ def _signals() -> Iterator[threading.Event]:
   finally:
     for number, handler in previous.items():
       signal.signal(number, handler)
-
-
-def slurm(
-  runs: Sequence[sweep.Run],
-  out: pathlib.Path,
-  script: pathlib.Path,
-  jobs: int,
-  retries: int,
-  options: Sequence[str] = (),
-) -> str:
-  """Submits what is not done as one job array, of which `jobs` run at a time; returns its id.
-
-  SLURM queues, limits, requeues and logs; `script`, launch/slurm.sbatch, takes a line of
-  OUT/slurm/runs.txt for each task of the array.
-
-  Args:
-    runs: of the sweep.
-    out: its directory, which the nodes see too.
-    script: launch/slurm.sbatch.
-    jobs, retries: as of `local`.
-    options: more of sbatch, e.g. --partition=gpu.
-
-  Raises:
-    ValueError: all is done, or an array of this sweep is queued already.
-    FileNotFoundError: there is no sbatch.
-    RuntimeError: sbatch refused.
-  """
-  todo = [run for run, state in zip(runs, sweep.states(runs)) if not state.done]
-  if not todo:
-    return ""
-  folder = out / "slurm"
-  folder.mkdir(parents=True, exist_ok=True)
-  if shutil.which("sbatch") is None:
-    raise FileNotFoundError("sbatch is not on PATH: run this where SLURM's commands are")
-  job = folder / "job_id"
-  if job.exists() and _queued(job.read_text().strip()):
-    raise ValueError(
-      f"array {job.read_text().strip()} of this sweep is still queued or running: wait for it, or "
-      f"scancel {job.read_text().strip()}"
-    )
-  lines = folder / "runs.txt"
-  lines.write_text("".join(shlex.join(run.arguments) + "\n" for run in todo))
-  command = [
-    "sbatch",
-    "--parsable",
-    f"--array=0-{len(todo) - 1}%{jobs}",
-    f"--output={folder}/%A_%a.log",
-    f"--export=ALL,RUNS={lines},RETRIES={retries}",
-    *options,
-    str(script),
-  ]
-  print(shlex.join(command), flush=True)
-  asked = subprocess.run(command, capture_output=True, text=True, check=False)
-  if asked.returncode:
-    raise RuntimeError(f"sbatch refused: {asked.stderr.strip() or asked.stdout.strip()}")
-  job.write_text(asked.stdout.strip().partition(";")[0] + "\n")
-  return job.read_text().strip()
-
-
-def _queued(job: str) -> bool:
-  command = ["squeue", "--noheader", f"--jobs={job}"]
-  listed = subprocess.run(command, capture_output=True, text=True, check=False)
-  return listed.returncode == 0 and bool(listed.stdout.strip())
-
-
-def jobsets(
-  runs: Sequence[sweep.Run],
-  out: pathlib.Path,
-  template: pathlib.Path,
-  variables: Mapping[str, Any],
-) -> list[pathlib.Path]:
-  """Writes a JobSet for each run that is not done into OUT/jobsets; returns their paths.
-
-  Args:
-    runs: of the sweep.
-    out: its directory, on the volume that the pods mount, under the same path.
-    template: launch/gke_jobset.yaml.
-    variables: what stands behind a dollar sign in it, but for NAME and ARGS.
-
-  Raises:
-    ValueError: a variable is missing.
-  """
-  todo = [run for run, state in zip(runs, sweep.states(runs)) if not state.done]
-  text = template.read_text()
-  text = text[text.index("apiVersion:") :]  # less the comment that says how to use it by hand
-  wanted = string.Template(text).get_identifiers()
-  missing = [name for name in wanted if name not in ("NAME", "ARGS") and not variables.get(name)]
-  if missing:
-    raise ValueError(
-      f"variables are not set: {', '.join(missing)}; {template.name} says what they are, e.g. "
-      f"{missing[0]}=... python launch/sweep.py run --backend=jobset ..."
-    )
-  folder = out / "jobsets"
-  shutil.rmtree(folder, ignore_errors=True)  # of an earlier call, when less was done
-  folder.mkdir(parents=True)
-  paths = []
-  for run in todo:
-    # A name in a cluster: small letters, digits and dashes, with room for what JobSet adds.
-    name = re.sub(r"[^a-z0-9]+", "-", f"{out.name}-{run.name}".lower()).strip("-")
-    if len(name) > NAME_LETTERS:
-      raise ValueError(
-        f"'{name}' has {len(name)} letters; a JobSet's name has room for {NAME_LETTERS}: take a "
-        "shorter --out"
-      )
-    filled = {**variables, "NAME": name, "ARGS": json.dumps(run.arguments)}
-    paths.append(folder / f"{name}.yaml")
-    paths[-1].write_text(string.Template(text).substitute(filled))
-  return paths
