@@ -4,7 +4,7 @@ Every run is launch/train.py in a working directory of its own, which it locks a
 goes on; so nothing here keeps books of its own.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 import contextlib
 import fcntl
 import json
@@ -15,6 +15,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from typing import NamedTuple
@@ -75,36 +76,39 @@ def run(
   failed: dict[str, str] = {}
   (out / "logs").mkdir(parents=True, exist_ok=True)
   places = _places(jobs)
-  with _claimed(out), _signals() as signalled, _bar(runs, todo) as bar:
-    while (todo or active) and not signalled.is_set():
-      for each in [each for each in active if each.process.poll() is not None]:
-        active.remove(each)
-        why = _ended(each, out)
-        if not why:
-          tqdm.tqdm.write(f"{each.run.name}: {_result(each)}")
-        elif each.attempt <= retries:
-          tqdm.tqdm.write(f"{each.run.name}: {why}; tried again ({each.attempt} of {retries})")
-          todo.append(each.run)
-        else:
-          tqdm.tqdm.write(f"{each.run.name}: {why}; given up")
-          failed[each.run.name] = why
-      free = sorted(set(range(jobs)) - {each.slot for each in active})
-      # A run that another process is at, of a sweep that was killed, is waited for.
-      for run in [run for run in todo if not workdir_lib.in_use(run.workdir)][: len(free)]:
-        todo.remove(run)
-        if sweep.state(run).done:
-          continue
-        attempts[run.name] += 1
-        slot = free.pop(0)
-        process = _start(run, out, command, places[slot])
-        active.append(Active(run, process, slot, attempts[run.name], time.monotonic()))
-      _show(bar, runs, active, todo, failed)
-      signalled.wait(POLL_S)
-    for each in active:
-      with contextlib.suppress(ProcessLookupError):
-        each.process.send_signal(signal.SIGTERM)
-    for each in active:
-      each.process.wait()
+  with _claimed(out), _signals() as signalled, _Display(runs, todo) as display:
+    try:
+      while (todo or active) and not signalled.is_set():
+        for each in [each for each in active if each.process.poll() is not None]:
+          active.remove(each)
+          name, why = each.run.name, _ended(each, out)
+          if not why:
+            display.say(f"{name}: {_result(each)}")
+          elif each.attempt <= retries:
+            display.say(f"{name}: {why}; tried again ({each.attempt} of {retries})")
+            todo.append(each.run)
+          else:
+            display.say(f"{name}: {why}; given up")
+            failed[name] = why
+        free = sorted(set(range(jobs)) - {each.slot for each in active})
+        # A run that another process is at, of a sweep that was killed, is waited for.
+        held = [run for run in todo if workdir_lib.in_use(run.workdir)]
+        for run in [run for run in todo if run not in held][: len(free)]:
+          todo.remove(run)
+          if sweep.state(run).done:
+            continue
+          attempts[run.name] += 1
+          slot = free.pop(0)
+          process = _start(run, out, command, places[slot])
+          active.append(Active(run, process, slot, attempts[run.name], time.monotonic()))
+        display.show([each.run for each in active], held, todo, len(failed))
+        signalled.wait(POLL_S)
+    finally:
+      for each in active:
+        with contextlib.suppress(ProcessLookupError):
+          each.process.send_signal(signal.SIGTERM)
+      for each in active:
+        each.process.wait()
     if signalled.is_set():
       left = len(todo) + len(active)
       raise KeyboardInterrupt(
@@ -192,34 +196,61 @@ def _progress(run: sweep.Run) -> float:
   return min(1.0, max(step) / run.config.steps)
 
 
-@contextlib.contextmanager
-def _bar(runs: Sequence[sweep.Run], todo: Sequence[sweep.Run]) -> Iterator[tqdm.tqdm]:
+class _Display:
   """A bar over the sweep's FLOPs; what an earlier call did does not count for its rate."""
-  missing = {run.name for run in todo}
-  done = sum(_worth(run) for run in runs if run.name not in missing)
-  done += sum(_worth(run) * _progress(run) for run in todo)
-  total = sum(map(_worth, runs))
-  text = "{percentage:3.0f}% |{bar}| {elapsed} gone, {remaining} left{postfix}"
-  with tqdm.tqdm(total=total, initial=done, bar_format=text, dynamic_ncols=True) as bar:
-    yield bar
 
+  def __init__(self, runs: Sequence[sweep.Run], todo: Sequence[sweep.Run]):
+    # A tokenizer that is fitted asks for no FLOPs.
+    self._worth = {run.name: run.flops or 1.0 for run in runs}
+    missing = {run.name for run in todo}
+    self._part = {run.name: _progress(run) if run.name in missing else 1.0 for run in runs}
+    self._bar = tqdm.tqdm(
+      total=sum(self._worth.values()),
+      initial=self._done(),
+      bar_format="{percentage:3.0f}% |{bar}| {elapsed} gone, {remaining} left{postfix}",
+      mininterval=1 if sys.stderr.isatty() else 30,  # a log need not hold every second
+      dynamic_ncols=True,
+    )
 
-def _worth(run: sweep.Run) -> float:
-  return run.flops or 1.0  # a tokenizer that is fitted asks for none
+  def __enter__(self) -> "_Display":
+    return self
 
+  def __exit__(self, *_: object) -> None:
+    self._bar.close()
 
-def _show(
-  bar: tqdm.tqdm,
-  runs: Sequence[sweep.Run],
-  active: Sequence[Active],
-  todo: Sequence[sweep.Run],
-  failed: Mapping[str, str],
-) -> None:
-  waiting = {run.name for run in todo} | {each.run.name for each in active} | failed.keys()
-  part = lambda run: _progress(run) if run.name in waiting else 1.0
-  bar.n = sum(_worth(run) * part(run) for run in runs)
-  now = ", ".join(f"{each.run.name} {100 * _progress(each.run):.0f}%" for each in active)
-  bar.set_postfix_str(f"{len(runs) - len(waiting)}/{len(runs)} runs, {len(failed)} failed; {now}")
+  def say(self, text: str) -> None:
+    tqdm.tqdm.write(text)
+
+  def show(
+    self,
+    active: Sequence[sweep.Run],
+    held: Sequence[sweep.Run],
+    todo: Sequence[sweep.Run],
+    failed: int,
+  ) -> None:
+    """Shows how far a sweep is.
+
+    Args:
+      active: runs under way here.
+      held: those that other processes are at.
+      todo: those that wait, the held ones included.
+      failed: how many were given up.
+    """
+    waiting = {run.name for run in todo}
+    for run in (*active, *held):
+      self._part[run.name] = _progress(run)
+    left = waiting | {run.name for run in active}
+    done = len(self._part) - len(left) - failed
+    texts = [f"{done}/{len(self._part)} runs" + f", {failed} failed" * bool(failed)]
+    texts += [f"{run.name} {100 * self._part[run.name]:.0f}%" for run in active]
+    texts += [f"{run.name} by another process" for run in held]
+    self._bar.set_postfix_str(", ".join(texts), refresh=False)
+    for name in self._part.keys() - left:
+      self._part[name] = 1.0
+    self._bar.update(self._done() - self._bar.n)
+
+  def _done(self) -> float:
+    return sum(worth * self._part[name] for name, worth in self._worth.items())
 
 
 @contextlib.contextmanager
@@ -235,10 +266,16 @@ def _claimed(out: pathlib.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[threading.Event]:
-  """Yields an event that SIGTERM and Ctrl-C set."""
+  """Yields an event that SIGTERM and Ctrl-C set; a second one does not wait for runs to save."""
   seen = threading.Event()
-  numbers = (signal.SIGINT, signal.SIGTERM)
-  previous = {number: signal.signal(number, lambda *_: seen.set()) for number in numbers}
+
+  def handle(number: int, frame: object) -> None:
+    del number, frame
+    if seen.is_set():
+      raise KeyboardInterrupt
+    seen.set()
+
+  previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
   try:
     yield seen
   finally:

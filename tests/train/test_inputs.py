@@ -210,3 +210,18 @@ def test_windows_reach_workers_as_paths_not_copies(dataset):
   assert len(sent) < 3000 < windows._sources[0]._episodes.states_LS.nbytes
   back = pickle.loads(sent)
   np.testing.assert_array_equal(back.states_LS, windows._sources[0]._episodes.states_LS)
+
+
+def test_less_to_train_on_changes_neither_what_is_held_out_nor_the_units(dataset):
+  whole, half = (inputs.load(data(dataset, train_fraction=f)) for f in (1.0, 0.5))
+  assert 0 < len(half.train) < len(whole.train)
+  assert half.validation.digest() == whole.validation.digest()
+  assert half.fingerprint == whole.fingerprint
+  assert tiny.to_bits(half.statistics) == tiny.to_bits(whole.statistics)
+  assert [len(np.unique(each.train.episode_W)) for each in (whole, half)] == [7, 4]
+
+
+@pytest.mark.parametrize("fraction", [0.0, -0.1, 1.5, float("nan")])
+def test_a_part_of_the_data_is_above_0_and_at_most_1(fraction):
+  with pytest.raises(ValueError, match="config.data.train_fraction is"):
+    data("somewhere", train_fraction=fraction)
