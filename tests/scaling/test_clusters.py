@@ -82,6 +82,7 @@ def test_a_task_of_the_array_takes_its_line_and_is_queued_again(
   file.write_text("".join(shlex.join(line) + "\n" for line in lines))
   array = {
     "RUNS": str(file), "RETRIES": "1", "SLURM_ARRAY_TASK_ID": "1", "SLURM_JOB_ID": "77",
+    "SLURM_ARRAY_JOB_ID": "70",
     "SLURM_RESTART_COUNT": str(restarts), "PYTHON": "py",
   }  # fmt: skip
   done = subprocess.run(
@@ -90,7 +91,7 @@ def test_a_task_of_the_array_takes_its_line_and_is_queued_again(
   assert done.returncode == code, done.stderr
   said = log.read_text().splitlines()
   assert said[0].endswith("py launch/train.py --config.model.levels=(8, 5) --workdir=$x")
-  assert (said[1:] == ["scontrol requeue 77"]) == again
+  assert (said[1:] == ["scontrol requeue 70_1"]) == again
 
 
 TEMPLATE = tiny.ROOT / "launch" / "gke_jobset.yaml"
