@@ -25,7 +25,7 @@ quickstart: $(VENV)/.installed
 	$(BIN)/python launch/quickstart.py --config=configs/quickstart.py:$(CONFIG) --out=$(OUT)
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n $(JOBS) --dist=worksteal tests
+	$(BIN)/python -m pytest -n $(JOBS) --dist=loadfile --no-loadscope-reorder tests
 
 test-clients: test-openpi test-praxis
 

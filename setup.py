@@ -45,7 +45,7 @@ EXTRAS = {
   "cuda": ["jax[cuda13]"],
   "dev": [
     "pytest>=8",
-    "pytest-xdist>=3.6",
+    "pytest-xdist>=3.7",
     "hypothesis>=6.100",
     "ruff>=0.14",
     "pyright>=1.1.400",

@@ -1,5 +1,6 @@
 """What all tests share; pytest puts this folder on sys.path, so that they can import `tiny`."""
 
+import gc
 import os
 
 import tiny
@@ -13,9 +14,35 @@ import hypothesis
 import jax
 import pytest
 
+# They take minutes each and begin before all others, so that no worker ends long behind the rest.
+LONGEST = (
+  "test_quickstart.py",
+  "study/test_compare_policies.py",
+  "study/test_compare.py",
+  "train/test_processes.py",
+  "train/test_devices.py",
+  "bench/test_bench.py",
+  "test_commands.py",
+  "test_paper_configs.py",
+  "scaling/test_plan.py",
+  "bench/test_faults.py",
+)
+
 # On a busy machine any example may take long.
 hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")
+
+
+def pytest_collection_modifyitems(items):
+  rank = {tiny.ROOT / "tests" / name: i for i, name in enumerate(LONGEST)}
+  assert all(path.exists() for path in rank), "LONGEST names a file that is gone"
+  items.sort(key=lambda item: rank.get(item.path, len(rank)))
+
+
+def pytest_collection_finish():
+  # Tracing makes many objects; looking through what was imported each time costs a twelfth of it.
+  gc.freeze()
+  gc.set_threshold(10_000, 10, 10)
 
 
 @pytest.fixture(scope="session", autouse=True)
