@@ -267,9 +267,9 @@ def quick(xla_flags=""):
 
 
 def environment(**changes):
-  """A subprocess's variables: this checkout and these tests importable, one CPU device."""
+  """A subprocess's variables: this checkout and these tests importable, one CPU device, `quick`."""
   path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-  return os.environ | {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""} | changes
+  return os.environ | {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu"} | quick() | changes
 
 
 def start(file, *args, **changes):

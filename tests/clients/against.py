@@ -29,7 +29,7 @@ REPLAN, STEPS = 5, 23  # of chunks of 8, and of an episode
 def serving(export, *flags):
   """Yields {"ws" or "gRPC": port}; the server must end well."""
   flags = [f"--export={export}", "--port=0", "--max-batch=2", *flags]
-  server = tiny.start("launch/serve.py", *flags, **tiny.quick())
+  server = tiny.start("launch/serve.py", *flags)
   try:
     ports = {}
     for line in server.stdout:

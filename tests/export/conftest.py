@@ -24,7 +24,7 @@ def policy_workdir(dataset, tokenizer_workdir, tmp_path_factory):
 def export(policy_workdir, tmp_path_factory):
   out = tmp_path_factory.mktemp("export") / "deep" / "policy"
   arguments = [f"--workdir={policy_workdir}", f"--out={out}", "--temperature=1", "--top_k=10"]
-  code, _, err = tiny.command("launch/export.py", *arguments, **tiny.quick())
+  code, _, err = tiny.command("launch/export.py", *arguments)
   assert code == 0, err
   return out
 

@@ -45,6 +45,4 @@ class Without:
 sys.meta_path.insert(0, Without())
 """
   command = [sys.executable, "-c", prelude + code, *map(str, arguments)]
-  return subprocess.run(
-    command, env=tiny.environment(**tiny.quick()), capture_output=True, text=True
-  )
+  return subprocess.run(command, env=tiny.environment(), capture_output=True, text=True)

@@ -274,7 +274,7 @@ print(json.dumps([chunk_CA.tolist(), tokens_BN.tolist(), loaded]))
 def test_a_decoder_in_plain_numpy(policy_workdir, loaded, tmp_path):
   out = tmp_path / "numpy"
   arguments = [f"--workdir={policy_workdir}", f"--out={out}", "--format=numpy"]
-  code, _, err = tiny.command("launch/export.py", *arguments, **tiny.quick())
+  code, _, err = tiny.command("launch/export.py", *arguments)
   assert code == 0, err
   tokens_BN = np.random.default_rng(1).integers(0, 1000, (3, 8), np.int32)
   np.save(tmp_path / "tokens.npy", tokens_BN)

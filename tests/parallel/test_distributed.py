@@ -50,3 +50,20 @@ def test_flags_go_before_the_launcher(joined, monkeypatch):
 
 def test_jax_is_asked_where_no_variable_tells(joined):
   assert distributed.initialize(detect=True) == "jax" and joined == [()]
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    ({"num_processes": 2, "process_id": 0}, "needs --coordinator=HOST:PORT"),
+    ({"num_processes": 2, "process_id": 2}, "--process_id=2 is outside 0..1"),
+    ({"num_processes": 2}, "--process_id=-1 is outside 0..1"),
+    ({"process_id": 1}, "--process_id is given without --num_processes"),
+    ({"coordinator": "here:1"}, "--coordinator is given without --num_processes"),
+    ({"num_processes": 2, "detect": True}, "leaves to jax what --num_processes says"),
+  ],
+)
+def test_a_group_that_cannot_be_is_an_error(arguments, message, joined):
+  with pytest.raises(ValueError, match=message):
+    distributed.initialize(**arguments)
+  assert not joined

@@ -62,7 +62,7 @@ def test_the_command_serves_until_it_is_told_to_stop(policy_export, tmp_path):
   token = tmp_path / "token"
   token.write_text("0123456789abcdef\n")
   flags = [f"--export={policy_export}", "--port=0", "--grpc-port=0", "--max-batch=2"]
-  process = tiny.start("launch/serve.py", *flags, f"--token-file={token}", **tiny.quick())
+  process = tiny.start("launch/serve.py", *flags, f"--token-file={token}")
   try:
     lines = []
     for line in process.stdout:

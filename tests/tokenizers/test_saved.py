@@ -67,7 +67,7 @@ assert actions.shape == (2, 8, 3) and np.isfinite(actions).all()
 heavy = ("optax", "orbax", "grain", "tensorflow", "tensorflow_datasets", "oat_jax.train")
 print([name for name in (*heavy, "oat_jax.policies") if name in sys.modules])
 """
-  environment = tiny.environment(**tiny.quick())
+  environment = tiny.environment()
   run = subprocess.run(
     [sys.executable, "-c", code], env=environment, capture_output=True, text=True
   )

@@ -1,4 +1,4 @@
-"""Bad input through the real command: one line that says it, exit code 1, nothing half-written."""
+"""Bad input: an error that says it, nothing half-written; through the command it is one line."""
 
 import fcntl
 import json
@@ -14,7 +14,7 @@ from oat_jax.train import loop
 def refused(arguments, workdir, *parts):
   """Runs launch/train.py and checks all but the message, which must contain the parts."""
   before = tiny.listing(workdir)
-  code, out, err = tiny.command("launch/train.py", *arguments, **tiny.quick())
+  code, out, err = tiny.command("launch/train.py", *arguments)
   assert code == 1, out + err
   lines = err.splitlines()
   assert len(lines) == 1 and "Traceback" not in err, err
@@ -25,8 +25,14 @@ def refused(arguments, workdir, *parts):
 
 
 def refused_run(kind, dataset, workdir, *parts, **changes):
-  values = tiny.run_values(kind, dataset, **changes)
-  return refused(tiny.arguments(values, workdir), workdir, *parts)
+  """Trains in this process, as launch/train.py does; returns the error, which holds the parts."""
+  before = tiny.listing(workdir)
+  with pytest.raises((ValueError, OSError)) as error:
+    loop.train(tiny.run_config(kind, dataset, **changes), workdir)
+  for part in parts:
+    assert str(part) in str(error.value)
+  assert tiny.listing(workdir) == before
+  return str(error.value)
 
 
 def test_a_dataset_that_is_not_there(tmp_path):
@@ -55,8 +61,17 @@ def test_actions_wider_than_the_configuration(dataset, tmp_path):
 
 
 def test_actions_wider_than_the_command_line_says(dataset, tmp_path):
-  changes = {"data": {"action_dim": 2}}
-  refused_run("tokenizer", dataset, tmp_path / "run", "3 dimensions", "action_dim is 2", **changes)
+  values = tiny.run_values("tokenizer", dataset, data={"action_dim": 2})
+  arguments = tiny.arguments(values, tmp_path / "run")
+  refused(arguments, tmp_path / "run", "3 dimensions", "action_dim is 2")
+
+
+def test_a_working_directory_of_another_run_through_the_command(
+  dataset, tokenizer_workdir, tmp_path
+):
+  shutil.copytree(tokenizer_workdir, tmp_path / "run")
+  arguments = tiny.arguments(tiny.run_values("tokenizer", dataset, seed=4), tmp_path / "run")
+  refused(arguments, tmp_path / "run", "holds another run", "config.seed: 0 there, 4 now")
 
 
 @pytest.mark.parametrize("bad", [np.nan, -np.inf])
@@ -150,7 +165,7 @@ def test_a_tokenizer_that_is_none(dataset, tmp_path):
 
 def test_an_init_from_that_is_none(dataset, tmp_path):
   parts = (tmp_path / "none", "no config.json")
-  refused_run("tokenizer", dataset, tmp_path / "run", *parts, init_from=tmp_path / "none")
+  refused_run("tokenizer", dataset, tmp_path / "run", *parts, init_from=str(tmp_path / "none"))
 
 
 def test_a_mesh_that_does_not_fit(dataset, tmp_path):

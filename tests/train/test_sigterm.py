@@ -20,8 +20,8 @@ def test_a_terminated_run_goes_on_bit_for_bit(dataset, tmp_path):
     optimizer={"schedule": "cosine"},
   )
   whole, parts = (tiny.arguments(values, tmp_path / name) for name in ("whole", "parts"))
-  uninterrupted = tiny.start("launch/train.py", *whole, **tiny.quick())
-  stopped = tiny.start("launch/train.py", *parts, **tiny.quick())
+  uninterrupted = tiny.start("launch/train.py", *whole)
+  stopped = tiny.start("launch/train.py", *parts)
   for line in stopped.stdout:
     if line.startswith("["):
       break
@@ -33,7 +33,7 @@ def test_a_terminated_run_goes_on_bit_for_bit(dataset, tmp_path):
   assert f"at step {step};" in err and 5 <= step < 120
   assert (tmp_path / "parts" / "checkpoints" / str(step)).is_dir()
 
-  code, out, err = tiny.command("launch/train.py", *parts, **tiny.quick())
+  code, out, err = tiny.command("launch/train.py", *parts)
   assert code == 0, err
   assert f"resuming {tmp_path / 'parts'} at step {step}" in out
   code, _, err = tiny.finish(uninterrupted)
