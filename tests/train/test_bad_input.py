@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
+from oat_jax.train import config as config_lib
 from oat_jax.train import loop
 
 
@@ -214,19 +215,28 @@ def test_a_store_of_objects_is_no_working_directory(dataset, tmp_path, monkeypat
   assert not list(tmp_path.iterdir())
 
 
-def test_configuration_files_with_keys_that_do_not_exist(dataset, tmp_path):
-  workdir = tmp_path / "run"
-  for part, name, near in (
-    ("", "batchsize", "did you mean 'batch_size'?"),
-    ("optimizer", "learnin_rate", "did you mean 'learning_rate'?"),
-    ("model", "num_token", "did you mean 'num_tokens'?"),
-  ):
-    values = tiny.run_values("tokenizer", dataset)
-    (values[part] if part else values)[name] = 1
-    file = tmp_path / f"{name}.py"
-    file.write_text(
-      "import json\nfrom ml_collections import ConfigDict\n"
-      f"def get_config():\n  return ConfigDict(json.loads({json.dumps(values)!r}))\n"
-    )
-    arguments = [f"--config={file}", f"--workdir={workdir}"]
-    refused(arguments, workdir, f"has no key '{name}'; {near}")
+@pytest.mark.parametrize(
+  ("part", "name", "near"),
+  [
+    ("", "batchsize", "batch_size"),
+    ("optimizer", "learnin_rate", "learning_rate"),
+    ("model", "num_token", "num_tokens"),
+  ],
+)
+def test_a_configuration_s_keys_that_do_not_exist(part, name, near, dataset, tmp_path):
+  values = tiny.run_values("tokenizer", dataset)
+  (values[part] if part else values)[name] = 1
+  with pytest.raises(ValueError, match=f"has no key '{name}'; did you mean '{near}'[?]"):
+    loop.train(config_lib.freeze(values), tmp_path / "run")
+  assert not (tmp_path / "run").exists()
+
+
+def test_a_configuration_file_with_a_key_that_does_not_exist(dataset, tmp_path):
+  values, workdir, file = tiny.run_values("tokenizer", dataset), tmp_path / "run", tmp_path / "a.py"
+  values["optimizer"]["learnin_rate"] = 1
+  file.write_text(
+    "import json\nfrom ml_collections import ConfigDict\n"
+    f"def get_config():\n  return ConfigDict(json.loads({json.dumps(values)!r}))\n"
+  )
+  text = "has no key 'learnin_rate'; did you mean 'learning_rate'?"
+  refused([f"--config={file}", f"--workdir={workdir}"], workdir, text)
