@@ -24,6 +24,7 @@ EXTRAS = {
     "tokenizers>=0.21",
     "tensorboardX>=2.6",
     "matplotlib>=3.9",
+    "pillow>=10",
   ],
   "sim": ["metaworld>=3.1.1,<3.2", "packaging", "gymnasium>=1.1", "imageio-ffmpeg>=0.6"],
   # Beside `pip install --no-deps praxis-robosuite==1.5.2.post1`: what that asks for besides these

@@ -174,6 +174,7 @@ ONLY_IN = {
     "study.compare_figures",
     "study.policies_figures",
   },  # fmt: skip
+  "PIL": {"study.page", "study.strips"},
   "ml_collections": set(),
   "tensorflow": set(),
   "launch": set(),

@@ -1,17 +1,22 @@
 """The whole way in miniature, by the commands that a user types: demonstrations to report."""
 
 import ast
+import base64
+import html
+import io
 import json
 import re
 import shutil
 
 from matplotlib import image
 import numpy as np
+from PIL import Image
 import pytest
 import tiny
 
 from oat_jax.evaluate import rollout
 from oat_jax.export import loader
+from oat_jax.study import page
 from oat_jax.study import quickstart as study
 from oat_jax.study import trained
 
@@ -29,8 +34,8 @@ SMALL = [
 ]
 
 
-def command(file, *args):
-  code, out, err = tiny.command(file, *args, **tiny.quick())
+def command(file, *args, **changes):
+  code, out, err = tiny.command(file, *args, **tiny.quick(), **changes)
   assert code == 0, err
   return out
 
@@ -78,7 +83,7 @@ def test_every_stage_runs_and_says_so(quickstart):
   assert [stage for _, stage in stages] == ["collect", *MODELS, "evaluate", "report"]
   for run in MODELS:
     assert (out / run / "checkpoints" / "20").is_dir()
-  assert f"see {out}/report/report.md" in printed
+  assert f"see {out}/report/report.html" in printed
 
 
 def test_the_summary_has_every_field_that_was_promised(summary):
@@ -111,24 +116,106 @@ def test_the_seconds_are_those_of_the_stages(summary):
   assert summary["seconds_total"] == pytest.approx(sum(summary["seconds"].values()), abs=0.1)
 
 
+def read(out):
+  return (out / "report" / "report.html").read_text()
+
+
+def tables(text):
+  """{title above it, or its first head: {row's first cell: the other cells}} of a page."""
+  plain = lambda cell: html.unescape(re.sub(r"<[^>]+>", " ", cell)).strip()
+  found = {}
+  for title, table in re.findall(r"(?:<h3>([^<]+)</h3>)?<table[^>]*>(.+?)</table>", text):
+    rows = [
+      [plain(cell) for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row)]
+      for row in re.findall(r"<tr>(.+?)</tr>", table)
+    ]
+    found[title or " ".join(rows[0])] = {first: cells for first, *cells in rows}
+  return found
+
+
+def test_the_report_is_one_file_that_needs_nothing_else(quickstart):
+  text = read(quickstart[0])
+  assert len(text) < 2_000_000 and text.startswith("<!doctype html>")
+  assert not re.search(r"https?:|<script|<link|<iframe|@import|url\(|srcset", text)
+  sources = re.findall(r'<img src="([^"]*)"', text)
+  assert len(sources) == text.count("<img") >= 4 + 2 + 1 + 3  # cells of the figures
+  for source in sources:
+    kind, _, data = source.removeprefix("data:image/").partition(";base64,")
+    with Image.open(io.BytesIO(base64.b64decode(data))) as picture:
+      assert picture.format == kind.upper() and min(picture.size) >= 300
+      assert len(np.unique(np.asarray(picture.convert("L")))) > 10
+  assert "viewport" in text and "@media print" in text
+
+
 def test_the_report_says_what_its_numbers_are(quickstart, summary):
-  text = (quickstart[0] / "report" / "report.md").read_text()
-  assert "Full state observed, scripted experts, MetaWorld v3" in text
-  assert "not comparable" in text
-  for value in summary["reconstruction_mse"].values():
-    assert f"{value:.4f}" in text
-  assert text.count("| 8 | ") >= 3  # success at both replan intervals, the ceiling
+  text = read(quickstart[0])
+  assert summary["what"] in text and "not comparable" in summary["what"]
+  best = summary["success"]["overall"]["8"]
+  assert f"{100 * best['rate']:.0f}&thinsp;%" in text
+  assert f"{best['k']} of {best['n']} goals" in text
+  shown = tables(text)
+  cell = lambda x: f"{100 * x['rate']:.0f} % {100 * x['low']:.0f}–{100 * x['high']:.0f}"
+  for title, rates in (
+    ("Success, 8 of 32 steps executed", summary["success"]),
+    ("Success, 16 of 32 steps executed", summary["success_other_replan"]["16"]),
+    ("The expert's chunks, 8 of 32 steps executed", summary["ceiling_by_task"]),
+  ):
+    assert shown[title].pop("tokens K") == list(rates)
+    assert shown[title] == {
+      K: [re.sub(" +", " ", cell(by_k[K])) for by_k in rates.values()] for K in ("1", "8")
+    }
+  assert set(shown["MLP without tokens"]) == {"steps R", "8", "16"}
+  errors = shown["tokens K held-out MSE policy's token accuracy"]
+  for K, value in summary["reconstruction_mse"].items():
+    assert errors[K] == [f"{value:.4f}", f"{100 * summary['token_accuracy'][K]:.0f} %"]
+  assert set(shown["stage minutes"]) == {"stage", *summary["seconds"], "total"}
+  for name, version in summary["versions"].items():
+    assert f"{name} {version}" in text
 
 
 def test_the_figures_of_the_report_are_pictures(quickstart):
   report = quickstart[0] / "report"
-  names = re.findall(r"!\[.+?\]\((.+?)\)", (report / "report.md").read_text())
-  assert set(names) == {path.name for path in report.glob("*.png")} and len(names) == 4
-  for name in names:
-    pixels_HWC = image.imread(report / name)
+  for name in ("chunk", "anytime", "reconstruction", "training"):
+    pixels_HWC = image.imread(report / f"{name}.png")
     assert 300 < min(pixels_HWC.shape[:2]) and max(pixels_HWC.shape[:2]) < 3000
     shades = np.unique(pixels_HWC[::5, ::5].reshape(-1, pixels_HWC.shape[-1]), axis=0)
     assert len(shades) > 10, name
+
+
+def test_the_report_shows_an_episode_of_each_ending(quickstart, summary):
+  """After 20 steps of training nothing succeeds, and the page says so."""
+  out, _ = quickstart
+  text, best = read(out), summary["success"]["overall"]["8"]
+  if "No pictures of episodes: cameras need off-screen OpenGL" in text:
+    pytest.skip("no off-screen OpenGL")
+  rows = json.loads((out / "evaluation" / "policy" / "evaluation.json").read_text())["episodes"]
+  rows = [row for row in rows if (row["replan"], row["num_tokens"]) == (8, 8)]
+  assert best["k"] == 0, "expected failures only"
+  assert not (out / "report" / "success.png").exists()
+  assert "No success</span>: no episode of this setting ended so" in text
+  (seen,) = re.findall(
+    r"Failure</span>: (\S+), goal of seed (\d+), not solved in (\d+) steps", text
+  )
+  assert any(seen == (row["task"], str(row["seed"]), str(row["steps"])) for row in rows)
+  frames = re.findall(r'src="data:image/jpeg;base64,[^"]+" alt="step (\d+)"', text)
+  assert frames == ["0", "6", "11", "17", "23", "29", "34", "40"]
+  with Image.open(out / "report" / "failure.png") as strip:
+    assert strip.size == (8 * 320, 320)
+
+
+def test_a_report_without_a_failure_says_so(quickstart, summary):
+  won = summary["success"]["overall"]["8"] | {"rate": 1.0, "k": len(TASKS)}
+  success = summary["success"] | {"overall": {"1": won, "8": won}}
+  cells = {"chunk": 4, "anytime": 2, "reconstruction": 1, "training": 3}
+  make = lambda why: page.quickstart(
+    summary | {"success": success}, quickstart[0] / "report", cells, {}, why, 40
+  )
+  text = make("")
+  assert "No failure</span>: no episode of this setting ended so" in text
+  assert "No success</span>: those that were acted again did not end so again" in text
+  text = make("libEGL & libOSMesa are not there")
+  assert "No pictures of episodes: libEGL &amp; libOSMesa are not there" in text
+  assert "No failure" not in text and "--stages=report" in text
 
 
 def test_goals_were_never_demonstrated_and_are_the_same_for_all(quickstart):
@@ -152,18 +239,20 @@ def test_goals_were_never_demonstrated_and_are_the_same_for_all(quickstart):
 
 def test_a_second_call_reuses_everything(quickstart):
   out, _ = quickstart
-  before = made(out)
+  strips = lambda: [path.stat().st_mtime_ns for path in sorted(out.glob("report/*ure.png"))]
+  before, shown = made(out), strips()
   printed = command("launch/quickstart.py", *SMALL, f"--out={out}")
-  assert made(out) == before
+  assert made(out) == before and strips() == shown
   assert printed.count("is done: 20 steps") == 3
   assert printed.count("evaluated already") == 4 + 2 + 3  # settings of policy, regression, ceiling
 
 
-def test_the_report_can_be_made_again_alone(quickstart, summary):
+def test_the_report_can_be_made_again_alone_where_nothing_renders(quickstart, summary):
   out, _ = quickstart
   before = made(out)
   shutil.rmtree(out / "report")
-  printed = command("launch/quickstart.py", *SMALL, f"--out={out}", "--stages=report")
+  gl = {"MUJOCO_GL": "nonsense"}
+  printed = command("launch/quickstart.py", *SMALL, f"--out={out}", "--stages=report", **gl)
   assert re.findall(r"== \d/6 (\w+)", printed) == ["report"]
   again = json.loads((out / "report" / "summary.json").read_text())
   times = ("seconds", "seconds_total")
@@ -171,6 +260,8 @@ def test_the_report_can_be_made_again_alone(quickstart, summary):
     k: v for k, v in summary.items() if k not in times
   }
   assert len(list((out / "report").glob("*.png"))) == 4
+  assert re.search("No pictures of episodes: .*MUJOCO_GL.*nonsense", read(out))
+  assert tables(read(out))["Success, 8 of 32 steps executed"]
   assert made(out) == before
 
 

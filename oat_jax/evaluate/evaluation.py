@@ -237,14 +237,37 @@ class Evaluation:
   def check_rendering(self) -> None:
     """Raises RuntimeError or ValueError where a camera that will be needed cannot be rendered."""
     for names, size in self._rendered:
-      try:
-        with self._make_camera(names, size) as env:
-          env.start(self._pairs[:1])
-      except AttributeError as error:  # what PyOpenGL raises without the library
-        raise RuntimeError(
-          f"cannot render with MUJOCO_GL={os.environ.get('MUJOCO_GL')} ({error}); install libegl1 "
-          "or libosmesa6 and set MUJOCO_GL to egl or osmesa"
-        ) from error
+      with self._make_camera(names, size) as env:
+        _start(env, self._pairs[0])
+
+  def replay(
+    self, rows: Sequence[rollout.Episode], moments: int, pixels: int
+  ) -> dict[rollout.Episode, list[Any]]:
+    """Acts known episodes once more and looks at some moments of them.
+
+    Args:
+      rows: of one setting of `known`.
+      moments: how many, as `video.moments` spaces them.
+      pixels: height and width, seen by the camera that videos look through.
+
+    Returns:
+      {row: frames, uint8 (H, W, 3)}, without the rows that end otherwise than reported: a batch of
+      another size rounds otherwise, which a long episode may end by.
+
+    Raises:
+      RuntimeError, ImportError: nothing can be rendered here.
+    """
+    env_lib.choose_renderer()
+    pairs, camera = [(row.task, row.seed) for row in rows], self._video_camera
+    setting, found = (rows[0].method, rows[0].replan, rows[0].num_tokens), {}
+    with self._make_camera((camera,), pixels) as looking, self._make_env() as env:
+      _start(looking, pairs[0])  # it may fail, so before anything is acted
+      again = self._act(env, setting, pairs, progress=False)
+      for row, now, actions_SA in zip(rows, again.rows, again.actions):
+        if (now.success, now.steps) == (row.success, row.steps):
+          at, end = video.moments(row.steps, moments), row.success
+          found[row] = video.replay(looking, row.task, row.seed, actions_SA, camera, end, at)
+    return found
 
   def content(self) -> Any:
     """Returns what evaluation.json holds, or None where that is no JSON."""
@@ -255,13 +278,9 @@ class Evaluation:
 
   def _run(self, env: Any, setting: Setting) -> None:
     """Runs one setting and saves its rows, then its videos."""
-    method, R, K = setting
     for path, _ in self._failed(setting) if setting in self.known else []:
       path.unlink(missing_ok=True)
-    act = self._driver(env, method, R, K)
-    how: Any = {"replan": R, "method": method, "num_tokens": K}
-    how |= {"ensemble": self._ensemble, "limits": None if self._ceiling else self.subject.limits}
-    outcome = rollout.run(env, act, self._pairs, **how)
+    outcome = self._act(env, setting, self._pairs)
     self.known[setting] = outcome.rows
     name = report.name(*setting)
     self._restarts = [each for each in self._restarts if each["setting"] != name] + [
@@ -294,14 +313,40 @@ class Evaluation:
     folder = self.target / "videos"
     return [(folder / f"{row.task}_seed{row.seed}_{name}.mp4", row) for row in failed]
 
-  def _driver(self, env: Any, method: str, R: int, K: int) -> rollout.Act:
+  def _act(
+    self, env: Any, setting: Setting, pairs: Sequence[tuple[str, int]], progress: bool = True
+  ) -> rollout.Outcome:
+    method, R, K = setting
     if method == "expert":
-      return subject_lib.expert_driver(env, R)
-    if self._ceiling:
-      return subject_lib.ceiling_driver(env, self.subject, K)
-    tasks = [task for task, _ in self._pairs]
-    known = subject_lib.known_as(tasks, self.subject.spec, self._instructions)
-    return subject_lib.driver(self.subject, known, K, self._stop)
+      act = subject_lib.expert_driver(env, R)
+    elif self._ceiling:
+      act = subject_lib.ceiling_driver(env, self.subject, K)
+    else:
+      tasks = [task for task, _ in pairs]
+      known = subject_lib.known_as(tasks, self.subject.spec, self._instructions)
+      act = subject_lib.driver(self.subject, known, K, self._stop)
+    return rollout.run(
+      env,
+      act,
+      pairs,
+      replan=R,
+      method=method,
+      num_tokens=K,
+      ensemble=self._ensemble,
+      limits=None if self._ceiling else self.subject.limits,
+      progress=progress,
+    )
+
+
+def _start(env: Any, pair: tuple[str, int]) -> None:
+  """Begins an episode whose cameras are looked through; RuntimeError where that does not work."""
+  try:
+    env.start([pair])
+  except AttributeError as error:  # what PyOpenGL raises without the library
+    raise RuntimeError(
+      f"cannot render with MUJOCO_GL={os.environ.get('MUJOCO_GL')} ({error}); install libegl1 or "
+      "libosmesa6 and set MUJOCO_GL to egl or osmesa"
+    ) from error
 
 
 def _differences(there: Any, facts: Mapping[str, Any]) -> str:

@@ -1,5 +1,7 @@
 """Videos of episodes, from the actions that were executed in them."""
 
+from collections.abc import Sequence
+import itertools
 import pathlib
 import subprocess
 from typing import Any
@@ -21,8 +23,19 @@ def encoder() -> str:
   return imageio_ffmpeg.get_ffmpeg_exe()
 
 
+def moments(steps: int, count: int) -> list[int]:
+  """Returns up to `count` steps of an episode, evenly spaced, 0 and the last among them."""
+  return np.unique(np.linspace(0, steps, count).round().astype(int)).tolist()
+
+
 def replay(
-  env: Any, task: str, seed: int, actions_SA: np.ndarray, camera: str, success: bool
+  env: Any,
+  task: str,
+  seed: int,
+  actions_SA: np.ndarray,
+  camera: str,
+  success: bool,
+  at: Sequence[int] | None = None,
 ) -> list[np.ndarray]:
   """Returns the frames, uint8 (H, W, 3), of an episode whose actions are executed once more.
 
@@ -32,14 +45,15 @@ def replay(
     actions_SA: as they were executed.
     camera: to look through.
     success: how the episode ended.
+    at: steps to look at, rising from 0 to the last; every one if None.
 
   Raises:
     RuntimeError: the episode ends otherwise: what is seen would not be what was reported.
   """
   state = env.start([(task, seed)])
   frames = [state.observation[f"image_{camera}"][0, -1]]
-  for action_A in actions_SA:
-    state = env.step(action_A[None, None])
+  for begin, end in itertools.pairwise(range(len(actions_SA) + 1) if at is None else at):
+    state = env.step(actions_SA[None, begin:end])  # it renders what is behind the last one only
     frames.append(state.observation[f"image_{camera}"][0, -1])
   ended, wanted = (int(state.steps[0]), bool(state.success[0])), (len(actions_SA), success)
   if ended != wanted:

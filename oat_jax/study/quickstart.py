@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import pathlib
+import sys
 import time
 from typing import Any
 
@@ -22,7 +23,8 @@ from oat_jax.envs import env as env_lib
 from oat_jax.evaluate import evaluation
 from oat_jax.evaluate import report
 from oat_jax.study import figures
-from oat_jax.study import markdown
+from oat_jax.study import page
+from oat_jax.study import strips
 from oat_jax.study import trained as trained_lib
 from oat_jax.train import checkpoint
 from oat_jax.train import config as train_config
@@ -244,7 +246,7 @@ def reconstruction_errors(trained: models.Trained, windows: Any) -> dict[str, An
 def write_report(
   config: Config, out: pathlib.Path, evaluations: Mapping[str, evaluation.Evaluation]
 ) -> dict[str, Any]:
-  """Writes summary.json, report.md and the figures into `out`/report; returns the summary.
+  """Writes report.html, summary.json and the pictures into `out`/report; returns the summary.
 
   A rate is {"rate", "k", "n", "low", "high"}, with a Wilson interval. In the summary `success`,
   `regression_success` (the same value for every K, as it has no tokens) and `ceiling_by_task` are
@@ -308,17 +310,27 @@ def write_report(
   }
   target = out / "report"
   target.mkdir(parents=True, exist_ok=True)
-  figures.chunk(target / "chunk.png", tokenizer, split.validation)
-  figures.reconstruction(target / "reconstruction.png", errors["mse"])
-  figures.anytime(target / "anytime.png", summary)
-  figures.training(target / "training.png", curves)
+  cells = {
+    "chunk": figures.chunk(target / "chunk.png", tokenizer, split.validation),
+    "reconstruction": figures.reconstruction(target / "reconstruction.png", errors["mse"]),
+    "anytime": figures.anytime(target / "anytime.png", summary),
+    "training": figures.training(target / "training.png", curves),
+  }
+  seen, unseen = {}, ""
+  try:
+    setting = (config.policy.model["name"], int(R), budgets[-1])
+    seen = strips.make(target, evaluations["policy"], setting)
+  except (RuntimeError, ImportError) as error:
+    unseen = str(error)
+    print(f"no pictures of episodes: {unseen}", file=sys.stderr, flush=True)
   seconds = read_seconds(out) | {"report": round(time.monotonic() - begin, 1)}
   summary |= {"seconds_total": round(sum(seconds.values()), 1), "seconds": seconds}
   report.write_text(target / "summary.json", json.dumps(summary, indent=2) + "\n")
-  report.write_text(target / "report.md", markdown.quickstart(summary))
+  text = page.quickstart(summary, target, cells, seen, unseen, config.evaluate.max_steps)
+  report.write_text(target / "report.html", text)
   success = summary["success"]["overall"][str(budgets[-1])]
   print(
-    f"success with {budgets[-1]} tokens: {report.percent(success)}; see {target}/report.md",
+    f"success with {budgets[-1]} tokens: {report.percent(success)}; see {target}/report.html",
     flush=True,
   )
   return summary

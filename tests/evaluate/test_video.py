@@ -29,7 +29,7 @@ class FakeEnv:
     return self._state()
 
   def _state(self):
-    n = len(self.actions)
+    n = sum(actions_BRA.shape[1] for actions_BRA in self.actions)
     image = np.full((1, 1, 32, 48, 3), 40 * n, np.uint8)
     return State({"image_front": image}, np.array([n]), np.array([n == 3]))
 
@@ -40,6 +40,15 @@ def test_a_replay_executes_the_same_actions_one_by_one():
   assert env.pairs == [("lift", 7)]
   np.testing.assert_array_equal(np.concatenate(env.actions), actions_SA[:, None])
   assert [int(frame[0, 0, 0]) for frame in frames] == [0, 40, 80, 120]
+
+
+def test_some_moments_of_a_replay_are_looked_at():
+  env, actions_SA = FakeEnv(), np.arange(6.0).reshape(3, 2)
+  frames = video.replay(env, "lift", 7, actions_SA, "front", True, video.moments(3, 3))
+  np.testing.assert_array_equal(np.concatenate(env.actions, axis=1)[0], actions_SA)
+  assert [int(frame[0, 0, 0]) for frame in frames] == [0, 80, 120]
+  assert video.moments(300, 4) == [0, 100, 200, 300]
+  assert video.moments(2, 8) == [0, 1, 2]  # there are no more
 
 
 def test_a_replay_that_ends_otherwise_is_an_error():
