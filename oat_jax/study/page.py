@@ -56,18 +56,20 @@ th,td{padding:.3rem .75rem .3rem 0;text-align:left;border-bottom:1px solid var(-
 vertical-align:top}
 th{font-weight:600;font-size:.83rem;color:var(--soft)}
 td small{display:block;line-height:1.1;font-size:.74rem;white-space:nowrap}
+.rates td,.rates th{padding-left:.4rem}
 @media(max-width:44rem){
 body{padding-top:1.3rem;font-size:15px}
 .hero,.two{grid-template-columns:minmax(0,1fr)}
 .strip{grid-template-columns:repeat(4,1fr)}
-th,td{padding-right:.4rem}.rates th{font-size:.69rem}
+th,td{padding-right:.4rem}.rates td,.rates th{padding:.25rem .1rem .25rem .3rem}
+.rates th{font-size:.69rem}
 }
 @media print{
 @page{margin:14mm}
 *{-webkit-print-color-adjust:exact;print-color-adjust:exact}
-body{padding:0;font-size:11px;max-width:none}
+html{font-size:10px}body{padding:0;font-size:1rem;max-width:none}
 section{margin-top:1rem;padding-top:.8rem}
-figure,table,.cells,.two,.hero{break-inside:avoid}h2,h3{break-after:avoid}
+figure,table,.cells,.two,.tables,.hero{break-inside:avoid}h2,h3{break-after:avoid}
 .hero{grid-template-columns:5fr 7fr}.strip{grid-template-columns:repeat(8,1fr)}
 }
 """
@@ -117,8 +119,8 @@ def quickstart(
     *_strips(summary, strips, unseen, most, max_steps),
     "</section><section><h2>What it is measured against</h2>",
     "<p>The same goals, for an MLP that regresses the chunk without tokens; for the expert's own "
-    "chunks, encoded and decoded, which no policy over these tokens can do much better than; and "
-    f"for the expert itself: {report.percent(summary['expert_success'])}.</p><div class=tables>",
+    "chunks, encoded and decoded, the best that a policy over these tokens could do; and for the "
+    f"expert itself: {report.percent(summary['expert_success'])}.</p><div class=tables>",
     _rates(_by_first(floors), "steps R", "MLP without tokens"),
     _rates(
       summary["ceiling_by_task"], "tokens K", f"The expert's chunks, {R} of {C} steps executed"

@@ -32,7 +32,7 @@ class _Evaluation:
     return {each: frames for each in rows if each.seed not in self.otherwise}
 
 
-def known(*args) -> Any:  # stands in for the one of that name
+def fake(*args) -> Any:  # its type is not the one that is asked for
   return _Evaluation(*args)
 
 
@@ -57,7 +57,7 @@ def test_where_no_task_has_both_each_ending_is_shown_where_it_is():
 
 
 def test_strips_are_made_once_and_again_for_another_model(tmp_path):
-  evaluation = known(ROWS)
+  evaluation = fake(ROWS)
   first = strips.make(tmp_path, evaluation, SETTING)
   assert {name: strip.row.seed for name, strip in first.items()} == {"success": 12, "failure": 15}
   assert first["success"].steps[-1] == 220 and first["failure"].steps[-1] == 300
@@ -80,8 +80,8 @@ def test_strips_are_made_once_and_again_for_another_model(tmp_path):
 
 
 def test_an_ending_that_no_episode_has_is_left_out_and_not_looked_for_again(tmp_path):
-  strips.make(tmp_path, known(ROWS), SETTING)
-  solved = known([each for each in ROWS if each.success])
+  strips.make(tmp_path, fake(ROWS), SETTING)
+  solved = fake([each for each in ROWS if each.success])
   solved.facts["model"] = "better"
   for _ in range(2):
     assert set(strips.make(tmp_path, solved, SETTING)) == {"success"}
@@ -91,11 +91,11 @@ def test_an_ending_that_no_episode_has_is_left_out_and_not_looked_for_again(tmp_
 
 @pytest.mark.parametrize(("otherwise", "seeds"), [([15], {12, 16}), ([15, 16], {12})])
 def test_an_episode_that_ends_otherwise_now_is_not_shown(tmp_path, otherwise, seeds):
-  made = strips.make(tmp_path, known(ROWS, otherwise), SETTING)
+  made = strips.make(tmp_path, fake(ROWS, otherwise), SETTING)
   assert {strip.row.seed for strip in made.values()} == seeds
 
 
 def test_a_broken_file_is_made_anew(tmp_path):
   (tmp_path / "success.png").write_bytes(b"no picture")
-  evaluation = known(ROWS)
+  evaluation = fake(ROWS)
   assert len(strips.make(tmp_path, evaluation, SETTING)) == 2 and evaluation.calls == 1
