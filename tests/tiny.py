@@ -285,7 +285,7 @@ def start(file, *args, **changes):
   )
 
 
-def finish(process, seconds=300):
+def finish(process, seconds=900):
   """Returns (exit code, stdout, stderr)."""
   try:
     out, err = process.communicate(timeout=seconds)
