@@ -75,7 +75,7 @@ def _case(
     "mean_abs_ln": float(np.abs(log_ratio("predicted")).mean()),
     "mean_ln": float(log_ratio("predicted").mean()),
     "naive_mean_abs_ln": float(np.abs(log_ratio("naive")).mean()),
-    "inside": sum(point["low"] <= point["measured"] <= point["high"] for point in points),
+    "inside": int(sum(point["low"] <= point["measured"] <= point["high"] for point in points)),
     "not_identified": fitted.not_identified,
   }
 

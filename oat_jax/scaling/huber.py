@@ -37,10 +37,10 @@ class Problem:
     """Returns ln L less its median, (B, R)."""
     return self._parts(points_BP)[1]
 
-  def slopes(self, points_BP: np.ndarray) -> np.ndarray:
-    """Returns the derivatives of `predict`, (B, R, P)."""
-    share_BRS = self._parts(points_BP)[0]
-    return np.concatenate([share_BRS, -share_BRS[..., 1:] * self.u_RT], axis=-1)
+  def slopes(self, points_BP: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns `predict` and its derivatives (B, R, P)."""
+    share_BRS, log_BR = self._parts(points_BP)
+    return log_BR, np.concatenate([share_BRS, -share_BRS[..., 1:] * self.u_RT], axis=-1)
 
   def _parts(self, points_BP: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns the share of each term in L, (B, R, 1 + T), and ln L, by log-sum-exp."""
@@ -59,9 +59,9 @@ class Problem:
     Summed and over DELTA, it is large beside what stops L-BFGS: with the mean of the losses that
     stops before the minimum (Besiroglu et al. 2024, arXiv 2404.10102).
     """
-    residual_R = self.predict(point_P[None])[0] - self.y_R
-    slope_R = np.clip(residual_R / DELTA, -1, 1)
-    return float(_huber(residual_R)), slope_R @ self.slopes(point_P[None])[0]
+    log_1R, slopes_1RP = self.slopes(point_P[None])
+    residual_R = log_1R[0] - self.y_R
+    return float(_huber(residual_R)), np.clip(residual_R / DELTA, -1, 1) @ slopes_1RP[0]
 
   def starts(self) -> np.ndarray:
     """Returns points (S, P), the best first: for each exponents of a grid the E and A, none
@@ -108,7 +108,8 @@ class Problem:
     live_L = np.arange(len(points_BP))
     for _ in range(_ROUNDS):
       p_LP, y_LR = points_BP[live_L], y_BR[live_L]
-      residual_LR, slope_LRP = self.predict(p_LP) - y_LR, self.slopes(p_LP)
+      log_LR, slope_LRP = self.slopes(p_LP)
+      residual_LR = log_LR - y_LR
       weighed_LPR = (slope_LRP / np.maximum(np.abs(residual_LR), delta)[..., None]).swapaxes(1, 2)
       square_LPP = weighed_LPR @ slope_LRP
       gradient_LP = (weighed_LPR @ residual_LR[..., None])[..., 0]

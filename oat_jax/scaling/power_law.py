@@ -14,7 +14,7 @@ from oat_jax.scaling import huber
 
 LEVEL = 0.95
 RESAMPLES = 500
-_POLISHED = 3  # starts that L-BFGS goes on from
+_POLISHED = 5  # ends of starts, the best, that L-BFGS goes on from
 _FEWEST_VALUES = 3  # of a variable, for its exponent
 _LISTED = 5  # rows named in an error
 _AT_ONCE = 200_000  # rows of refits side by side: what stays in a core's cache
@@ -111,7 +111,7 @@ def fit(
     raise ValueError(f"x is {x_RT.shape}, but there are {R} losses and the variables {names}")
   _check(x_RT, loss_R, names, rows_R or [f"row {row}" for row in range(R)])
   groups_R = np.unique(np.arange(R) if groups_R is None else groups_R, return_inverse=True)[1]
-  P, G = 1 + 2 * len(names), groups_R.max() + 1
+  P, G = 1 + 2 * len(names), int(groups_R.max()) + 1
   if P >= G:
     raise ValueError(
       f"a law of {' and '.join(names)} has {P} numbers and needs {P + 1} groups of rows at least; "
@@ -178,12 +178,11 @@ def _wanted(name: str, x_R: np.ndarray) -> str:
 def _minimum(problem: huber.Problem) -> tuple[np.ndarray, float]:
   """Returns the point of the least objective.
 
-  The grid's starts are brought near by `refit` and the best of different ends finished by L-BFGS.
+  All starts of the grid are brought near by `refit`, and the best finished by L-BFGS.
   """
   starts_SP = problem.starts()
   near_SP, value_S = problem.refit(starts_SP, np.tile(problem.y_R, (len(starts_SP), 1)))
-  order = np.argsort(value_S)
-  result = problem.minimise(np.concatenate([near_SP[order[:1]], starts_SP[:_POLISHED]]))
+  result = problem.minimise(near_SP[np.argsort(value_S)[:_POLISHED]])
   floor = 1e-9 * len(problem.y_R)  # of losses that lie on a law
   if not np.isfinite(result.fun) or result.fun > value_S.min() * (1 + 1e-3) + floor:
     raise ValueError(
@@ -203,9 +202,9 @@ def _noise(
   are divided by the square root of what the fit left of them (I - H: Bell and McCaffrey 2002).
   """
   least_1P, _ = problem.refit(point_P[None], problem.y_R[None], delta=1e3)
-  residual_R = problem.y_R - problem.predict(least_1P)[0]
-  slopes_RP = problem.slopes(least_1P)[0]
-  basis_RP, size_P, _ = np.linalg.svd(slopes_RP, full_matrices=False)
+  log_1R, slopes_1RP = problem.slopes(least_1P)
+  residual_R = problem.y_R - log_1R[0]
+  basis_RP, size_P, _ = np.linalg.svd(slopes_1RP[0], full_matrices=False)
   basis_RP = basis_RP[:, size_P > 1e-9 * size_P[0]]
   wide_R = np.empty_like(residual_R)
   for group in range(groups_R.max() + 1):
