@@ -8,8 +8,8 @@ Sections: train (steps/s; what dispatching and saving hold the loop), act (ms by
 Policy, on one core), data (index, windows, images, memory), tokenizers (ms, on one core), peer (the
 training step beside the PyTorch implementation's, by a python with torch, einops, hydra-core, dill,
 zarr and numpy), faults (a run that is killed 50 times), serve (round trips to an export, many
-clients, memory). Read times as ratios within one run, or as CPU seconds beside the calibration
-kernel's of the same run.
+clients, memory), law (whether the 95 % intervals of scaling laws hold the truth). Read times as
+ratios within one run, or as CPU seconds beside the calibration kernel's of the same run.
 """
 
 import json
@@ -28,7 +28,7 @@ _CORES = flags.DEFINE_integer(
 _PEER = flags.DEFINE_string("peer", None, "For peer: the checkout.")
 _PEER_PYTHON = flags.DEFINE_string("peer_python", None, "For peer: its python, see above.")
 _EXPORT = flags.DEFINE_string("export", None, "For serve: the export directory.")
-SECTIONS = ("train", "act", "data", "tokenizers", "peer", "faults", "serve")
+SECTIONS = ("train", "act", "data", "tokenizers", "peer", "faults", "serve", "law")
 ON_ONE_CORE = ("act", "tokenizers")
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 

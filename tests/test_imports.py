@@ -31,6 +31,8 @@ LOOP = {
   )
 }
 
+LAW = ("allocation", "holdout", "huber", "law_figures", "law_report", "law_table", "power_law")
+
 # Room -> the rooms that it may import besides itself. The longest name that fits a module holds: a
 # new room, or a new file of `train`, needs a row here before it may be imported or import anything.
 MAY_IMPORT = {
@@ -56,6 +58,8 @@ MAY_IMPORT = {
   "scaling.clusters": {"scaling.sweep"},
   "scaling.collect": {"scaling.sweep", "train.config", "train.provenance"},
   "scaling.sweep_table": {"scaling.sweep"},
+  # A law is fitted on a laptop from a table, where nothing was trained.
+  **{f"scaling.{name}": {f"scaling.{other}" for other in LAW} for name in LAW},
   "data": {"batch", "data.normalization"},
   "data.normalization": set(),
   "envs": {"data"},
@@ -96,7 +100,8 @@ MAY_IMPORT = {
   | {"evaluate", "evaluate.evaluation", "export.limits"},
   "study.scaling": {"config", "cost", "scaling"}
   | {
-    f"scaling.{name}" for name in ("clusters", "collect", "cost", "local", "sweep", "sweep_table")
+    f"scaling.{name}"
+    for name in (*("clusters", "collect", "cost", "law_report", "local", "sweep", "sweep_table"),)
   },
   # Who receives an export needs these only, and neither flax nor what trained it.
   "export.directory": {"batch", "files", "parameters"},
@@ -123,7 +128,7 @@ MAY_IMPORT = {
   | TRAIN
   | LOOP
   | {"parallel", "data", "data.normalization", "envs", "evaluate", "bench.clock"}
-  | {"serve", "serve.wire", "export.loader"},
+  | {"serve", "serve.wire", "export.loader", "scaling.power_law"},
 }
 
 # Package -> the rooms, or modules, that may import it; packages that are not here are free.
@@ -157,7 +162,10 @@ ONLY_IN = {
   "oat": {"bench.peer_torch"},  # the PyTorch implementation's package
   "tensorflow_datasets": {"data.directory", "data.write", "data.sources", "envs.collect", "bench"},
   "h5py": {"data.sources._hdf5"},
-  "pyarrow": {"data.sources.lerobot", "data.sources._lerobot_meta", "scaling.collect"},
+  "pyarrow": {
+    *("data.sources.lerobot", "data.sources._lerobot_meta"),
+    *("scaling.collect", "scaling.law_table"),
+  },
   "av": {"data.sources._video"},
   "imageio_ffmpeg": {"evaluate.video"},
   "metaworld": {"envs.metaworld"},
@@ -173,6 +181,7 @@ ONLY_IN = {
     "study.contact_sheet",
     "study.compare_figures",
     "study.policies_figures",
+    "scaling.law_figures",
   },  # fmt: skip
   "PIL": {"study.page", "study.strips"},
   "ml_collections": set(),
@@ -202,6 +211,9 @@ NOTHING_BUT = {
   "export.numpy_decode": {"numpy"},
   "export.observing": {"numpy"},
   "bench.peer_torch": {"torch", "oat"},
+  **{f"scaling.{name}": {"numpy", "scipy", "tqdm"} for name in LAW},
+  "scaling.law_figures": {"matplotlib", "numpy"},
+  "scaling.law_table": {"numpy", "pyarrow"},
 }
 
 
@@ -305,6 +317,8 @@ def test_every_import_goes_the_way_of_the_rooms():
     ("export.numpy_decode", "from oat_jax import batch"),
     ("serve.service", "from oat_jax.export import exporter"),
     ("serve.keymap", "import jax"),
+    ("scaling.power_law", "import jax"),
+    ("scaling.law_report", "from oat_jax.scaling import plan"),
     ("attic.model", ""),
     ("nn.transformer", "from oat_jax.attic import model"),
   ],

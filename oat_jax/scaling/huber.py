@@ -1,6 +1,5 @@
 """The least Huber loss of a power law on ln L: one fit with care, and many refits at once."""
 
-from collections.abc import Sequence
 import itertools
 
 import numpy as np

@@ -36,11 +36,15 @@ def compute(path: pathlib.Path, rows: Rows, fitted: power_law.Fit, cost: allocat
   figure, axis = plt.subplots(figsize=(7.6, 4.8))
   sizes = _levels(rows, "parameters")
   K = rows["K"][0]
-  for value, colour, of_R, name in sizes:
+  for _, colour, of_R, _ in sizes:
     for run in dict.fromkeys(rows["run"][of_R]):
       way = (rows.history["run"] == run) & (rows.history["K"] == K)
-      axis.plot(rows.history["flops"][way], rows.history["loss"][way], color=colour, lw=0.7, alpha=0.3)
-    axis.plot(rows["flops"][of_R], rows["loss"][of_R], "o", color=colour, ms=5, mec="white", mew=0.5)
+      axis.plot(
+        rows.history["flops"][way], rows.history["loss"][way], color=colour, lw=0.7, alpha=0.3
+      )
+    axis.plot(
+      rows["flops"][of_R], rows["loss"][of_R], "o", color=colour, ms=5, mec="white", mew=0.5
+    )
   every = np.isfinite(rows.history["loss"]) & (rows.history["K"] == K)
   order = np.argsort(rows.history["flops"][every])
   flops_R, loss_R = (rows.history[name][every][order] for name in ("flops", "loss"))
@@ -56,7 +60,7 @@ def compute(path: pathlib.Path, rows: Rows, fitted: power_law.Fit, cost: allocat
     axis.plot(flops_C[seen], best[seen], color=_ORANGE, lw=1.8, label="the law's best use (95 %)")
     axis.plot(flops_C[~seen], best[~seen], color=_ORANGE, lw=1.8, ls="--", label="beyond the runs")
   axis.set(xscale="log", xlabel="training FLOPs", ylabel=_loss(rows))
-  for value, colour, of_R, name in sizes:
+  for _, colour, _, name in sizes:
     axis.plot([], [], "o", color=colour, ms=5, label=name)
   axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
   _finish(figure, [axis], path)
@@ -66,20 +70,22 @@ def variables(path: pathlib.Path, rows: Rows, fitted: power_law.Fit) -> None:
   """Loss against parameters, a curve for each amount of data, and the other way round."""
   figure, axes = plt.subplots(1, 2, figsize=(10.4, 4.6), sharey=True)
   pair = ("parameters", rows.data)
+  ends: list[list[tuple[float, str, Any]]] = [[], []]
   for t, axis in enumerate(axes):
     along, across = pair[t], pair[1 - t]
     x_R = rows[along]
     line = np.geomspace(x_R.min() / 1.25, x_R.max() * 1.25, 60)
-    ends = []
     for value, colour, of_R, name in _levels(rows, across):
       points = np.stack([line, np.full_like(line, value)][:: 1 if t == 0 else -1], axis=1)
       curve, band = fitted.law(points), fitted.interval(fitted.laws(points))
       axis.fill_between(line, *band, color=colour, alpha=0.12, lw=0)
       axis.plot(line, curve, color=colour, lw=1.4)
       axis.plot(x_R[of_R], rows["loss"][of_R], "o", color=colour, ms=5, mec="white", mew=0.5)
-      ends.append((curve[-1], name, colour))
+      ends[t].append((curve[-1], name, colour))
     axis.set(xscale="log", xlabel=_counted(along))
-    _label(axis, ends)
+    _ticks(axis, _levels(rows, along))
+  for axis, each in zip(axes, ends):  # once both have drawn, for they share their heights
+    _label(axis, each)
   axes[0].set_ylabel(_loss(rows))
   _finish(figure, axes, path, title="points: runs; curves: the law, shaded: its 95 %")
 
@@ -91,11 +97,11 @@ def residuals(path: pathlib.Path, rows: Rows, fitted: power_law.Fit) -> None:
   jitter_R = np.random.default_rng(0).uniform(-0.12, 0.12, len(left_R))
   sizes = _levels(rows, "parameters")
   predicted_R = fitted.law(fitted.x_RT)
-  for value, colour, of_R, name in sizes:
+  for _, colour, of_R, _ in sizes:
     axes[0].plot(predicted_R[of_R], left_R[of_R], "o", color=colour, ms=5, mec="white", mew=0.5)
   axes[0].set(xscale="log", xlabel="the law's loss", ylabel="measured over fitted, %")
   for axis, along in zip(axes[1:], ("parameters", rows.data)):
-    for i, (value, colour, of_R, name) in enumerate(_levels(rows, along)):
+    for i, (_, colour, of_R, _) in enumerate(_levels(rows, along)):
       axis.plot(i + jitter_R[of_R], left_R[of_R], "o", color=colour, ms=5, mec="white", mew=0.5)
       axis.plot([i - 0.25, i + 0.25], 2 * [left_R[of_R].mean()], color="black", lw=1.6)
     axis.set_xticks(range(len(_levels(rows, along))), [each[3] for each in _levels(rows, along)])
@@ -128,13 +134,15 @@ def frontier(path: pathlib.Path, rows: Rows, fitted: power_law.Fit, cost: alloca
     axis.plot(rows["flops"], rows[measured], "o", color="gray", ms=4, alpha=0.7, mew=0)
     axis.set(xscale="log", yscale="log", xlabel="training FLOPs", ylabel=_counted(measured))
     axis.set_title(
-      f"grows as C^{exponent:.2f}  ({between[0]:.2f} to {between[1]:.2f})", fontsize=10
+      f"grows as $C^{{{exponent:.2f}}}$ ({between[0]:.2f} to {between[1]:.2f})", fontsize=10
     )
     axis.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: short(value)))
     axis.yaxis.set_minor_formatter(ticker.NullFormatter())
     axis.grid(alpha=0.3, lw=0.5)
     axis.tick_params(labelsize=8)
-  figure.suptitle("line: the law's optimum, dashed beyond the runs (dots); shaded: 95 %", fontsize=9)
+  figure.suptitle(
+    "line: the law's optimum, dashed beyond the runs (dots); shaded: 95 %", fontsize=9
+  )
   _save(figure, path)
 
 
@@ -148,7 +156,9 @@ def bits(path: pathlib.Path, rows: Rows, fitted: power_law.Fit | None) -> None:
     shown = of_R & full
     if not shown.any():
       continue
-    axis.plot(rows["bits"][shown], rows["loss"][shown], "o", color=colour, ms=5, mec="white", mew=0.5)
+    axis.plot(
+      rows["bits"][shown], rows["loss"][shown], "o", color=colour, ms=5, mec="white", mew=0.5
+    )
     end = np.exp(np.log(rows["loss"][shown & (rows["bits"] > 0.999 * line[-1])]).mean())
     if fitted is not None:
       fixed = (np.full_like(line, value), np.full_like(line, rows[rows.data].max()))
@@ -173,7 +183,9 @@ def exponents(path: pathlib.Path, fits: Mapping[int, power_law.Fit]) -> None:
       low, high = (each[t] for each in fitted.interval(fitted.laws.alpha_T))
       at, told = K + 0.12 * (t - 0.5), name not in fitted.not_identified
       axis.plot([at, at], [low, high], color=colour, lw=1.4, alpha=1 if told else 0.35)
-      axis.plot(at, fitted.law.alpha_T[t], marker, color=colour, mfc=colour if told else "white", ms=6)
+      axis.plot(
+        at, fitted.law.alpha_T[t], marker, color=colour, mfc=colour if told else "white", ms=6
+      )
     axis.plot([], [], marker, color=colour, ms=6, label=f"of {name}")
   largest = max(float(fitted.law.alpha_T.max()) for fitted in fits.values())
   axis.set(xlabel="tokens K", ylabel="exponent, 95 %", xticks=list(fits), ylim=(0, 2 * largest))
@@ -204,6 +216,13 @@ def _loss(rows: Rows) -> str:
   return _LOSS.get(rows.metric, rows.metric)
 
 
+def _ticks(axis: Any, levels: Sequence[tuple[float, Any, np.ndarray, str]]) -> None:
+  """Puts a tick at each value that was run; of many, at some."""
+  shown = levels[:: -(-len(levels) // 8)]
+  axis.set_xticks([each[0] for each in shown], [each[3] for each in shown])
+  axis.xaxis.set_minor_locator(ticker.NullLocator())
+
+
 def _label(axis: Any, ends: Sequence[tuple[float, str, Any]]) -> None:
   """Writes each curve's name behind its end, none upon another. Call before `_finish`."""
   axis.set_yscale("log")
@@ -223,18 +242,15 @@ def _finish(figure: Any, axes: Sequence[Any], path: pathlib.Path, title: str = "
     _plain(axis.yaxis, axis.get_ylim())
     axis.grid(alpha=0.3, lw=0.5)
     axis.tick_params(labelsize=8)
-    if axis.get_xlabel() in ("parameters", _counted("windows"), _counted("examples")):
-      axis.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: short(value)))
-      axis.xaxis.set_minor_formatter(ticker.NullFormatter())
   if title:
     figure.suptitle(title, fontsize=9)
   _save(figure, path)
 
 
 def _plain(axis: Any, limits: tuple[float, float]) -> None:
-  """Ticks of a logarithmic axis that spans little have plain numbers, at 1, 2, 3, 5 of a decade."""
+  """Ticks of a logarithmic axis that spans little have plain numbers, some in a decade."""
   wide = limits[1] / limits[0] > 30
-  axis.set_major_locator(ticker.LogLocator(subs=(1,) if wide else (1, 1.5, 2, 3, 5, 7)))
+  axis.set_major_locator(ticker.LogLocator(subs=(1,) if wide else (1, 1.5, 2, 3, 4, 5, 7)))
   axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
   axis.set_minor_formatter(ticker.NullFormatter())
 

@@ -79,7 +79,7 @@ def write(
     "laws": {str(each): _described(fitted) for each, fitted in fits.items()},
     "law_with_bits": _described(bits) if bits else None,
     "held_out": held_out,
-    "cost": cost._asdict(),
+    "cost": cost._asdict() | {"passes_range": list(cost.passes_range)},
     "allocation": allocation.allocate(fits[K], cost, [share * largest for share in _BUDGETS]),
     "measured": {
       name: [float(one[name].min()), float(one[name].max())]
@@ -130,7 +130,9 @@ def _described(fitted: power_law.Fit) -> dict[str, Any]:
 def _warnings(
   one: law_table.Rows, fitted: power_law.Fit, cost: allocation.Cost
 ) -> list[str]:  # fmt: skip
-  found = [f"{_named(name)} is not identified: {why}" for name, why in fitted.not_identified.items()]
+  found = [
+    f"{_named(name)} is not identified: {why}" for name, why in fitted.not_identified.items()
+  ]
   if not cost.steady():
     low, high = cost.passes_range
     found.append(
@@ -261,7 +263,12 @@ def _markdown(summary: Mapping[str, Any], figures: Mapping[str, str]) -> str:
     lines += [figures["exponents"], ""]
   if summary["law_with_bits"]:
     each = summary["law_with_bits"]
-    lines += ["## Error against bits", "", "L = E + A / N^α + B / D^β + C / bits^γ, all prefixes.", ""]
+    lines += [
+      "## Error against bits",
+      "",
+      "L = E + A / N^α + B / D^β + C / bits^γ, all prefixes.",
+      "",
+    ]
     lines += _table(
       ["E", *(f"{_GREEK[name]}, {name}" for name in each["exponents"]), "scatter"],
       [

@@ -109,14 +109,14 @@ def select(
   for value, known, name in ((data, DATA, "data"), (at, AT, "at")):
     if value not in known:
       raise ValueError(f"{name} is '{value}'; there are {', '.join(known)}")
-  kinds = sorted(set(table["kind"]))
+  kinds = sorted(set(map(str, table["kind"])))
   if len(kinds) > 1:
     raise ValueError(f"the table mixes {' and '.join(kinds)}: collect one kind, and fit each alone")
   metric = metric or DEFAULT_METRIC.get(kinds[0], "")
   metrics = sorted(set(table["metric"]))
   if metric not in metrics:
     raise ValueError(
-      f"the table has no losses of metric '{metric}', only of {', '.join(metrics)}: name one of them"
+      f"the table has no losses of metric '{metric}', only of {', '.join(metrics)}: name one"
     )
   rows = {name: each[table["metric"] == metric] for name, each in table.items()}
   sets = sorted(set(rows["evaluation_set"]))
@@ -167,6 +167,6 @@ def _check_alone(columns: Mapping[str, np.ndarray], data: str) -> None:
       differ = {name for name in {*axes[0], *axes[1]} if axes[0].get(name) != axes[1].get(name)}
       raise ValueError(
         f"runs {columns['run'][other]} and {columns['run'][row]} have the same parameters, {data} "
-        f"and seed, and differ in {', '.join(sorted(differ)) or 'nothing'}: a law of parameters and "
-        f"{data} needs a table in which nothing else differs"
+        f"and seed, and differ in {', '.join(sorted(differ)) or 'nothing'}: a law of parameters "
+        f"and {data} needs a table in which nothing else differs"
       )

@@ -268,8 +268,8 @@ def _not_identified(made: Fit) -> dict[str, str]:
       why = f"{_FEWEST_VALUES} values are needed. {_wanted(name, made.x_RT[:, t])}"
     elif effects_T[t] < made.noise:
       why = (
-        f"over all of its values it changes the loss by {100 * effects_T[t]:.2g} %, which is within "
-        f"the noise, {100 * made.noise:.2g} %"
+        f"over all of its values it changes the loss by {100 * effects_T[t]:.2g} %, which is "
+        f"within the noise, {100 * made.noise:.2g} %"
       )
     elif low_T[t] < 0.01 or high_T[t] > 0.98 * huber.LARGEST:
       why = f"{between} reaches the bounds of the search, 0 and {huber.LARGEST:g}"

@@ -12,6 +12,7 @@ from oat_jax.cost import chips
 from oat_jax.scaling import clusters
 from oat_jax.scaling import collect
 from oat_jax.scaling import cost
+from oat_jax.scaling import law_report
 from oat_jax.scaling import local
 from oat_jax.scaling import sweep
 from oat_jax.scaling import sweep_table

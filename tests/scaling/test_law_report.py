@@ -1,0 +1,176 @@
+"""From a sweep's table to its report, and what no law may be fitted to."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from oat_jax.scaling import law_report
+from oat_jax.scaling import law_table
+
+SIZES = {"60k": 61_234, "250k": 243_000, "1m": 905_000, "2m": 2_040_000}
+WINDOWS = (2500, 5000, 10_000, 20_000)
+
+
+def rows_of(
+  kind="tokenizer", sizes=tuple(SIZES), windows=WINDOWS, seeds=(0, 1), prefixes=(1, 4, 8)
+):
+  """Two evaluated steps of every run of a small sweep."""
+  rng = np.random.default_rng(0)
+  rows = []
+  for size in sizes:
+    for D in windows:
+      for seed in seeds:
+        steps, noise = D * 20 // 64, rng.normal(0, 0.02)
+        run = f"{size}_{D}_{seed}"
+        for step in (steps // 2, steps):
+          for K in prefixes:
+            N, bits = SIZES[size], K * 9.97
+            loss = 0.003 + 2 / N**0.45 + 0.9 / D**0.5 + 0.25 / bits
+            loss *= np.exp(noise + rng.normal(0, 0.003)) * (1.2 if step < steps else 1)
+            metric = "mse" if kind == "tokenizer" else "cross_entropy"
+            rows.append(
+              {
+                **{"run": run, "kind": kind, "size": size, "seed": seed, "parameters": N},
+                **{"windows": D, "examples": step * 64, "flops": 190 * N * step * 64.0},
+                **{"step": step, "steps": steps, "metric": metric, "K": K, "bits": bits},
+                **{"loss": loss, "evaluation_set": "c0ffee" * 6, "config": "{}"},
+                **{"axes": json.dumps({"size": size, "windows": D, "seed": seed})},
+                **{"code": "oat_jax 0.1.0", "device": "cpu"},
+              }
+            )
+  return rows
+
+
+def write(path, rows):
+  with open(path, "w", newline="") as file:
+    writer = csv.DictWriter(file, rows[0])
+    writer.writeheader()
+    writer.writerows(rows)
+  return path
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("law")
+  summary = law_report.write(write(folder / "t.csv", rows_of()), folder / "out", resamples=40)
+  return folder / "out", summary
+
+
+def test_a_report_has_its_numbers_figures_and_words(written):
+  out, summary = written
+  names = ("bits", "compute", "exponents", "frontier", "residuals", "variables")
+  assert {path.name for path in out.iterdir()} == {
+    *(f"{name}.png" for name in names),
+    *("fit.json", "report.md"),
+  }
+  assert json.loads((out / "fit.json").read_text()) == summary
+  text = (out / "report.md").read_text()
+  assert all(f"({name}.png)" in text for name in names)
+  assert "32 runs of 61,234 to 2,040,000 parameters on 2,500 to 20,000" in text
+  assert "nan" not in text and "inf" not in text.replace("information", "")
+
+
+def test_the_law_of_each_prefix_and_that_with_bits_hold_the_truth(written):
+  summary = written[1]
+  assert list(summary["laws"]) == ["1", "4", "8"] and summary["num_tokens"] == 8
+  exponents = summary["laws"]["8"]["exponents"] | summary["law_with_bits"]["exponents"]
+  for name, truth in (("parameters", 0.45), ("windows", 0.5), ("bits", 1.0)):
+    assert exponents[name]["low"] < truth < exponents[name]["high"]
+  assert summary["cost"]["passes"] == pytest.approx(20, rel=0.01)
+  assert summary["cost"]["rho"] == pytest.approx(1, rel=0.01)
+  assert [case["held_out"] for case in summary["held_out"] if "why" not in case]
+  assert any("E is not identified" in each for each in summary["warnings"]) == (
+    "E" in summary["laws"]["8"]["not_identified"]
+  )
+
+
+def test_a_policy_of_one_seed_and_three_fractions_is_read_with_care(tmp_path):
+  rows = rows_of("policy", windows=WINDOWS[1:], seeds=(0,), prefixes=(8,))
+  summary = law_report.write(write(tmp_path / "t.csv", rows), tmp_path / "out", resamples=30)
+  assert summary["metric"] == "cross_entropy" and summary["law_with_bits"] is None
+  assert any("no run is repeated" in each for each in summary["warnings"])
+  assert "leaves 2 values of windows" in summary["held_out"][1]["why"]
+  told = set(summary["laws"]["8"]["exponents"]) - set(summary["laws"]["8"]["not_identified"])
+  text = (tmp_path / "out" / "report.md").read_text()
+  assert ("frontier.png" in text) == (len(told) == 2)
+  if len(told) < 2:  # no number where there is none to trust
+    assert "not identified" in text and "The best N grows" not in text
+
+
+def test_the_last_step_is_taken_or_that_of_the_least_loss(tmp_path):
+  rows = rows_of(prefixes=(8,))
+  for row in rows:
+    if row["step"] == row["steps"]:
+      row["loss"] *= 2  # it overfits
+  table = law_table.read(write(tmp_path / "t.csv", rows))
+  last, least = (law_table.select(table, at=at) for at in law_table.AT)
+  assert (last["step"] == last["steps"]).all() and (least["step"] < least["steps"]).all()
+  assert (least["loss"] < last["loss"]).all() and len(last["run"]) == len(least["run"]) == 32
+  assert len(np.unique(last.groups())) == 16
+
+
+def test_parquet_is_read_as_csv_is(tmp_path):
+  pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+  rows = rows_of()
+  parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "t.parquet")
+  ours = law_table.read(tmp_path / "t.parquet")
+  theirs = law_table.read(write(tmp_path / "t.csv", rows))
+  assert ours.keys() == theirs.keys()
+  assert all((ours[name] == theirs[name]).all() for name in ours)
+
+
+def of_a_column(name, value, at=0):
+  def change(rows):
+    rows[at][name] = value
+    return rows
+
+  return change
+
+
+def other_codebook(rows):
+  twin = [dict(row, run="other", axes='{"codes": 512}') for row in rows[:6]]
+  return [*rows, *twin]
+
+
+@pytest.mark.parametrize(
+  "change, how, message",
+  [
+    (of_a_column("evaluation_set", "beef"), {}, r"2 evaluation sets.*beef \(e.g. run 60k_2500_0\)"),
+    (of_a_column("kind", "policy"), {}, "mixes policy and tokenizer"),
+    (
+      of_a_column("loss", "nan", at=5),
+      {},
+      r"not positive finite.*run 60k_2500_0, step 781, K=8: nan",
+    ),
+    (of_a_column("loss", "much"), {}, "row 1: loss is 'much', not a number"),
+    (other_codebook, {}, "runs 60k_2500_0 and other have the same .* differ in codes"),
+    (lambda rows: rows, {"metric": "psnr"}, "no losses of metric 'psnr', only of mse"),
+    (lambda rows: rows, {"num_tokens": 3}, "num_tokens is 3; the table has K = 1, 4, 8"),
+    (lambda rows: rows, {"data": "bytes"}, "data is 'bytes'; there are windows, examples"),
+    (lambda rows: rows, {"at": "best"}, "at is 'best'; there are last, least"),
+    (lambda rows: rows[:12], {}, "parameters is 61,234 in all"),
+    (lambda rows: [dict(row, steps=10**6) for row in rows], {}, "no run has come to its end"),
+    (lambda rows: [{"run": "a", "loss": 1}], {}, "has no column kind, size"),
+  ],
+)
+def test_what_is_no_table_of_a_law_is_refused(tmp_path, change, how, message):
+  path = write(tmp_path / "t.csv", change(rows_of()))
+  with pytest.raises(ValueError, match=message):
+    law_report.write(path, tmp_path / "out", resamples=5, **how)
+  assert not (tmp_path / "out").exists()
+
+
+def test_an_empty_table_is_refused(tmp_path):
+  (tmp_path / "t.csv").write_text("run,loss\n")
+  with pytest.raises(ValueError, match="has no rows"):
+    law_table.read(tmp_path / "t.csv")
+
+
+def test_runs_that_have_not_ended_are_left_out_and_named(tmp_path):
+  rows = [row for row in rows_of() if row["run"] != "2m_20000_1" or row["step"] < row["steps"]]
+  selected = law_table.select(law_table.read(write(tmp_path / "t.csv", rows)))
+  assert "2m_20000_1" not in selected["run"] and len(set(selected["run"])) == 31
+  assert "1 run(s) have not come to their end" in selected.warnings[0]
+  assert "2m_20000_1" in selected.warnings[0]
