@@ -29,5 +29,5 @@ def get_config(argument: str = "mt4") -> ConfigDict:
   config.axes.data = (0.25, 0.5, 1.0)
   config.axes.passes = (4.0,)
   config.axes.seed = (0,)
-  config.keys = ConfigDict()
+  config.extra_axes = ConfigDict()
   return config

@@ -29,7 +29,7 @@ def get_config(argument: str = "mt4") -> ConfigDict:
   config.axes.data = (0.125, 0.25, 0.5, 1.0)
   config.axes.passes = (4.0,)
   config.axes.seed = (0, 1)
-  config.keys = ConfigDict()
+  config.extra_axes = ConfigDict()
   if argument == "mini":
     config.set.evaluate_windows = 256
     config.axes.size = ("60k", "250k")

@@ -48,14 +48,17 @@ def write(
   if K not in prefixes:
     raise ValueError(f"num_tokens is {K}; the table has K = {', '.join(map(str, prefixes))}")
   names = ("parameters", data)
-  fits, bits = {}, None
+  fits, bits, without_bits = {}, None, []
   with_bits = rows.kind == "tokenizer" and len(set(rows["bits"])) >= 3
   with tqdm.tqdm(total=len(prefixes) + with_bits + 1, desc="fits", unit="law") as progress:
     for each in [K, *(other for other in prefixes if other != K)]:
       fits[each] = _fit(rows.where(rows["K"] == each), names, resamples)
       progress.update()
     if with_bits:
-      bits = _fit(rows, (*names, "bits"), resamples)
+      try:
+        bits = _fit(rows, (*names, "bits"), resamples)
+      except ValueError as error:  # it asks for more runs than the law of one prefix does
+        without_bits = [f"there is no law with bits: {error}"]
       progress.update()
     one = rows.where(rows["K"] == K)
     held_out = holdout.predict_largest(
@@ -86,7 +89,7 @@ def write(
       for name in ("parameters", "windows", "examples", "flops", "loss")
     },
   }
-  summary["warnings"] = [*rows.warnings, *_warnings(one, fits[K], cost)]
+  summary["warnings"] = [*rows.warnings, *_warnings(one, fits[K], cost), *without_bits]
   out = pathlib.Path(out)
   out.mkdir(parents=True, exist_ok=True)
   figures = _draw(out, rows, one, fits, bits, cost)
@@ -191,6 +194,13 @@ def _named(name: str) -> str:
 
 def _between(value: Mapping[str, float], form: str = ".3g") -> str:
   return f"{value['value']:{form}} ({value['low']:{form}} to {value['high']:{form}})"
+
+
+def headline(summary: Mapping[str, Any]) -> str:
+  """Returns a report's law in one line."""
+  law = summary["laws"][str(summary["num_tokens"])]
+  of = ", ".join(f"{_GREEK[name]} of {name} {_told(law, name)}" for name in law["exponents"])
+  return f"E {_told(law, 'E')}, {of}; 95 % intervals; {len(summary['warnings'])} warnings"
 
 
 def _told(law: Mapping[str, Any], name: str) -> str:

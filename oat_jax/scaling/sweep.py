@@ -30,7 +30,7 @@ AXES = {
 }
 # What a run may spend: times it sees its windows, steps, or model FLOPs.
 BUDGETS = ("passes", "steps", "flops")
-# Of the axes in a name; the sweep's own, config.keys, stand between.
+# Of the axes in a name; the sweep's own, config.extra_axes, stand between.
 FIRST, LAST = ("size", "data", "num_tokens", "codebook"), (*BUDGETS, "seed")
 
 
@@ -41,19 +41,19 @@ class Config:
   run: str  # FILE:ARGUMENT of the runs' config, without a size
   set: Mapping[str, Any]  # settings of every run, as nested keys: {"data": {"path": DIR}}
   axes: Mapping[str, Any]  # axis -> values; the runs are all combinations
-  keys: Mapping[str, str]  # more axes: name -> key of the run's config, e.g. model.dropout
+  extra_axes: Mapping[str, str]  # more axes: name -> key of the run's config, e.g. model.dropout
   evaluations: int  # how often a run is evaluated and saved, its end included
 
   def __post_init__(self):
     config_lib.at_least(self.evaluations, 1, "config.evaluations")
-    known = (*AXES, *BUDGETS, *self.keys)
+    known = (*AXES, *BUDGETS, *self.extra_axes)
     for name, values in self.axes.items():
       if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean '{near[0]}'? " if near else ""
         raise ValueError(
-          f"config.axes holds '{name}'; {hint}axes are {', '.join(known)}, and what config.keys "
-          "names, e.g. config.keys.dropout = 'model.dropout'"
+          f"config.axes holds '{name}'; {hint}axes are {', '.join(known)}, and what "
+          "config.extra_axes names, e.g. config.extra_axes.dropout = 'model.dropout'"
         )
       if not isinstance(values, (tuple, list)):
         raise ValueError(f"config.axes.{name} is {values!r}; it must be a sequence of values")
@@ -67,8 +67,8 @@ class Config:
     budgets = [name for name in BUDGETS if name in self.axes]
     if len(budgets) > 1:
       raise ValueError(f"config.axes has {' and '.join(budgets)}: a run has one budget")
-    for name in set(AXES) & set(self.keys):
-      raise ValueError(f"config.keys.{name} renames an axis that is known; take another name")
+    for name in set(AXES) & set(self.extra_axes):
+      raise ValueError(f"config.extra_axes.{name} renames an axis that is known; take another name")
 
 
 class Run(NamedTuple):
@@ -121,7 +121,7 @@ def expand(
     ValueError: a value that does not fit its key, naming the run.
   """
   out, runs = pathlib.Path(out).absolute(), []
-  names = [name for name in (*FIRST, *config.keys, *LAST) if name in config.axes]
+  names = [name for name in (*FIRST, *config.extra_axes, *LAST) if name in config.axes]
   for values in itertools.product(*(config.axes[name] for name in names)):
     axes = dict(zip(names, values))
     name = _name(axes)
@@ -144,7 +144,7 @@ def _run(
 ) -> Run:
   base = train_config.plain(values)
   changes = dict(_flat(train_config.plain(config.set)))
-  keys = AXES | dict(config.keys)
+  keys = AXES | dict(config.extra_axes)
   changes |= {keys[axis]: axes[axis] for axis in axes if keys.get(axis)}
   planned = train_config.freeze(_changed(base, changes))
   cost = size_of(planned)

@@ -141,7 +141,8 @@ def _model(config: Any) -> str:
   return f"a {config.kind} of width {config.model.get('width', '?')}"
 
 
-def fit(table: str | os.PathLike, out: str | os.PathLike, **settings: Any) -> None:
+def fit(table: str | pathlib.Path, out: str | os.PathLike, **settings: Any) -> None:
   """Fits a law to a table of losses and writes OUT/report; see `law_report.write`."""
   report = pathlib.Path(out) / "report"
-  law_report.write(table, report, **settings)
+  print(law_report.headline(law_report.write(table, report, **settings)))
+  print(f"see {report / 'report.md'}", flush=True)

@@ -17,7 +17,7 @@ WIDTHS = {"small": 32, "large": 64}
 def values(**changes):
   """Values of a sweep of two sizes and two seeds."""
   axes = {"size": ("small", "large"), "steps": (6,), "seed": (0, 1)}
-  base = {"run": "tiny.py:base", "set": {}, "axes": axes, "keys": {}, "evaluations": 2}
+  base = {"run": "tiny.py:base", "set": {}, "axes": axes, "extra_axes": {}, "evaluations": 2}
   return base | changes
 
 

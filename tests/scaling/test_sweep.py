@@ -34,7 +34,7 @@ def test_every_axis_sets_its_key(tmp_path):
     "size": ("small",), "data": (0.25,), "num_tokens": (2,), "codebook": ((4, 4),),
     "dropout": (0.1,), "passes": (2.0,), "seed": (3,),
   }  # fmt: skip
-  (run,) = sweeps.expand(tmp_path, axes=axes, keys={"dropout": "model.dropout"})
+  (run,) = sweeps.expand(tmp_path, axes=axes, extra_axes={"dropout": "model.dropout"})
   assert run.name == "small_data0.25_num_tokens2_codebook4-4_dropout0.1_passes2_seed3"
   assert run.config.data.train_fraction == 0.25 and run.config.model["num_tokens"] == 2
   assert run.config.model["levels"] == [4, 4] and run.config.model["dropout"] == 0.1
@@ -59,16 +59,22 @@ def test_a_run_without_a_budget_has_its_configs_steps(tmp_path):
 
 REFUSED = [
   ({"axes": {"sise": ("small",)}}, "holds 'sise'; did you mean 'size'"),
-  ({"axes": {"depth": (1,)}}, "config.axes holds 'depth'; axes are size, data, .* config.keys"),
+  (
+    {"axes": {"depth": (1,)}},
+    "config.axes holds 'depth'; axes are size, data, .* config.extra_axes",
+  ),
   ({"axes": {}}, "config.axes is empty"),
   ({"axes": {"size": ()}}, "config.axes.size is empty: a grid of no runs"),
   ({"axes": {"seed": 3}}, "config.axes.seed is 3; it must be a sequence"),
   ({"axes": {"seed": (1, 1)}}, "config.axes.seed holds a value twice"),
   ({"axes": {"steps": (1,), "flops": (1.0,)}}, "steps and flops: a run has one budget"),
-  ({"keys": {"seed": "model.width"}}, "config.keys.seed renames an axis"),
+  ({"extra_axes": {"seed": "model.width"}}, "config.extra_axes.seed renames an axis"),
   ({"evaluations": 0}, "config.evaluations is 0"),
   ({"set": {"modle": {"width": 1}}}, "run small_steps6_seed0: .* no key 'modle.width'; did you"),
-  ({"keys": {"d": "model.dropuot"}, "axes": {"d": (0.1,)}}, "no key 'model.dropuot'; did you mean"),
+  (
+    {"extra_axes": {"d": "model.dropuot"}, "axes": {"d": (0.1,)}},
+    "no key 'model.dropuot'; did you mean",
+  ),
   ({"axes": {"seed": ("one",)}}, "run seedone: config.seed is 'one'; expected int"),
   ({"axes": {"data": (1.5,)}}, "run data1.5: config.data.train_fraction is 1.5"),
 ]

@@ -19,7 +19,7 @@ def get_config():
     "run": "{root}/configs/tokenizer_oat.py:mt4",
     "set": {{"batch_size": 16, "evaluate_windows": 20, "model": {{"patch": 2}}, "data": data}},
     "axes": {{"size": ("60k",), "data": (0.5, 1.0), "passes": (0.5,)}},
-    "keys": {{}},
+    "extra_axes": {{}},
     "evaluations": 2,
   }})
 """
