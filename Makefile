@@ -5,6 +5,7 @@
 #                   servers (praxis-eval brings torch: 2 GB where pip has one for CPUs alone, else 7)
 # make sim-libero, make sim-robocasa  a simulator in an environment of its own (1.7 and 1.0 GB), without jax,
 #                   and its tests
+# make docs-check   every command of the docs, scaled down (see tests/docs_check.py)
 # make bench        launch/benchmark.py's train, act, data and tokenizers, into runs/bench
 # Each but the sim- targets makes the virtual environment .venv first, if there is none.
 
@@ -18,7 +19,7 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: quickstart test test-clients test-openpi test-praxis lint bench
+.PHONY: quickstart test docs-check test-clients test-openpi test-praxis lint bench
 .DEFAULT_GOAL := quickstart
 
 quickstart: $(VENV)/.installed
@@ -26,6 +27,9 @@ quickstart: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n $(JOBS) --dist=loadfile --no-loadscope-reorder tests
+
+docs-check: $(VENV)/.installed
+	$(BIN)/python tests/docs_check.py --jobs=$(JOBS)
 
 test-clients: test-openpi test-praxis
 
