@@ -1,5 +1,6 @@
 """The docs name what exists: commands, flags, settings, files. `make docs-check` runs them."""
 
+import ast
 import re
 
 import docs_check
@@ -99,3 +100,33 @@ def test_flags_and_settings_exist(page):
     if span.startswith("--"):
       name = re.match(r"--([\w-]+)", span)
       assert name and (name[1] in flags or name[1].removeprefix("no") in flags), span
+
+
+def messages():
+  """What docs/faq.md quotes, without the error's class."""
+  text = (ROOT / "docs/faq.md").read_text()
+  return [re.sub(r"^\w+Error: ", "", m) for m in re.findall(r"^> `(.+)`$", text, re.M)]
+
+
+def templates():
+  """Texts in the code as (pattern, characters that are fixed), without quotes and line ends."""
+  found = []
+  for file in [*(ROOT / "oat_jax").rglob("*.py"), *(ROOT / "launch").glob("*.py")]:
+    for node in ast.walk(ast.parse(file.read_text())):
+      parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+      fixed = [part.value if isinstance(part, ast.Constant) else None for part in parts]
+      texts = [t.replace("`", "").rstrip("\n ") if isinstance(t, str) else None for t in fixed]
+      size = sum(len(text or "") for text in texts)
+      if size >= 20 and all(isinstance(part, ast.Constant | ast.FormattedValue) for part in parts):
+        end = fixed[-1] or ""
+        between = texts if end.endswith(("\n", "\n  ")) else fixed
+        escaped = [re.escape(t.replace("`", "")) if isinstance(t, str) else ".+?" for t in between]
+        found.append(("".join(escaped), size))
+  return found
+
+
+def test_errors_of_the_faq_are_printed_like_that():
+  said = [(re.compile(pattern), size) for pattern, size in templates()]
+  quoted = [text.replace("`", "") for text in messages()]
+  printed = lambda text: any(5 * size > len(text) and p.search(text) for p, size in said)
+  assert [text for text in quoted if not printed(text)] == [] and len(quoted) > 25
