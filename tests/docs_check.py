@@ -52,6 +52,8 @@ LISTED = [
   (r"benchmark\.py (act|train|tokenizers|serve)", "minutes at full size", BENCH),
   (r"benchmark\.py faults", "an hour", "tests/bench/test_faults.py"),
   (r"benchmark\.py peer", "PyTorch and a checkout", BENCH),
+  (r"sweep\.py fit", "more runs than are made here", "tests/scaling/test_sweep_command.py"),
+  (r"--backend=(slurm|jobset)", "a cluster", "tests/scaling/test_clusters.py"),
   (r"--data=droid", "a dataset of 1.7 TB", "tests/study/test_show_data.py"),
 ]
 OAT = "--config.model.encoder_layers=1 --config.model.decoder_layers=1"
@@ -76,6 +78,7 @@ SMALLER = {
   ],
   "launch/benchmark.py": [("", "--scale=0.02")],
   "launch/quickstart.py": [("", "--config=configs/quickstart.py:mini")],
+  "launch/sweep.py": [("", "--config=configs/sweeps/tokenizer.py:mini")],
   "launch/plan.py": [("", "--nocompile")],  # tests/scaling/test_plan.py compiles for a TPU
 }
 WORDS = {
@@ -152,8 +155,11 @@ def smaller(argv: list[str]) -> list[str]:
   if "--methods=" in more and "--methods" in rest:
     more = re.sub(r"--methods=\S+", "", more)
   argv = [re.sub(r"^--in=FILE$", f"--in={FILES.get(_flag(argv, 'from'))}", word) for word in argv]
-  if "--config=configs/" in more:  # the one that was named
+  if "--config=configs/" in more:  # in the place of the one that was named, before its changes
     argv = [word for word in argv if not word.startswith(("--config=", "--observations="))]
+    config, *others = more.split()
+    at = argv.index(name) + 1
+    return [*argv[:at], config, *argv[at:], *others]
   return argv + more.split()
 
 

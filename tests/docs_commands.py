@@ -33,7 +33,11 @@ SHARED = (
   *("oat_jax.data.sources", "oat_jax.data.convert", "oat_jax.study.dataset", *MODULES.values()),
 )
 # What "..." stands for: the flags of the command above.
-ABOVE = "--config=configs/tokenizer_oat.py:mt4 --config.data.path=DIR --workdir=W/tokenizer"
+ABOVE = {
+  "launch/train.py": "--config=configs/tokenizer_oat.py:mt4 --config.data.path=DIR"
+  " --workdir=W/tokenizer",
+  "launch/sweep.py": "--config=configs/sweeps/tokenizer.py:mt4 --config.set.data.path=DIR --out=OUT",
+}
 
 
 class Snippet(NamedTuple):
@@ -112,7 +116,8 @@ def arguments(text: str) -> list[str]:
   words = shlex.split(text, comments=True)
   while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
     words = words[1:]
-  return [word for one in words for word in (ABOVE.split() if one == "..." else [one])]
+  above = next((ABOVE[word].split() for word in words if word in ABOVE), [])
+  return [word for one in words for word in (above if one == "..." else [one])]
 
 
 def problems(commands: list[list[str]]) -> dict[str, str]:
@@ -153,6 +158,9 @@ def _problem(argv):
     return _of_absl("launch/train.py", rest)
   if name in MODULES:
     return _of_argparse(MODULES[name], rest)
+  if rest[:1] == ["-c"]:
+    compile(rest[1], "-c", "exec")
+    return ""
   if rest[:1] == ["-m"]:
     return "" if rest[1].startswith("robocasa.") else _of_argparse(rest[1], rest[2:])
   if rest[0] == "launch/serve.py":
@@ -219,7 +227,7 @@ def settings() -> set[str]:
       if hasattr(value, "items"):
         visit(value, f"{where}.{key}")
 
-  for file in sorted((ROOT / "configs").glob("*.py")):
+  for file in sorted((ROOT / "configs").rglob("*.py")):
     if file.name not in ("ladder.py", "paper.py"):  # parts of others
       visit(runpy.run_path(str(file))["get_config"](), "config")
   return found

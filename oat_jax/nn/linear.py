@@ -73,4 +73,4 @@ class Embed(nn.Module):
     # Gathered over fsdp before the lookup: XLA would otherwise exchange the looked-up rows one
     # batch row at a time.
     table_VD = partitioning.constrain(table_VD, self.axis, None)
-    return table_VD.astype(self.dtype)[ids]
+    return jnp.asarray(table_VD, self.dtype)[ids]  # also of parameters on the host
