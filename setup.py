@@ -66,9 +66,9 @@ setup(
   package_data={"oat_jax.envs": ["tasks.json"], "oat_jax.serve": ["keymaps/*.json"]},
   entry_points={
     "console_scripts": [
-      "oat-jax-check = oat_jax.export.loader:main",
-      "oat-jax-evaluate = oat_jax.evaluate.run:main",
-      "oat-jax-serve = oat_jax.serve.run:main",
+      "oat-jax-check = oat_jax.console:check",
+      "oat-jax-evaluate = oat_jax.console:evaluate",
+      "oat-jax-serve = oat_jax.console:serve",
     ]
   },
   python_requires=">=3.11,<3.13",

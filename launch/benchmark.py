@@ -12,13 +12,13 @@ clients, memory), law (whether the 95 % intervals of scaling laws hold the truth
 ratios within one run, or as CPU seconds beside the calibration kernel's of the same run.
 """
 
+import command
+
 import json
 import pathlib
 import runpy
 
 from absl import flags
-
-import command
 
 _OUT = flags.DEFINE_string("out", None, "JSON file to write.", required=True)
 _SCALE = flags.DEFINE_float("scale", 1.0, "Share of the work: less is quicker, and noisier.")
@@ -67,4 +67,4 @@ def main(section: str) -> None:
 
 
 if __name__ == "__main__":
-  command.run(main, positional="section")
+  command.run(main, positional="section", stopped=command.BEGINS_AGAIN)

@@ -7,11 +7,11 @@ collection continues with the same command; a finished one is left as it is. Ope
 `tfds.builder_from_directory(OUT)`.
 """
 
+import command
+
 from absl import flags
 
 from oat_jax.envs import collect
-
-import command
 
 _SUITE = flags.DEFINE_string("suite", "metaworld/mt4", "Suite of tasks.")
 _EPISODES = flags.DEFINE_integer("episodes", 50, "Successful episodes per task.")

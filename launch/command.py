@@ -1,4 +1,7 @@
-"""How a launch file runs: a user's error is one line and exit code 1, with --debug a traceback."""
+"""How a launch file runs: a user's error is one line and exit code 1, with --debug a traceback.
+
+Launch files import this first: from then on Ctrl-C is one line and exit code 130.
+"""
 
 from collections.abc import Callable
 import pathlib
@@ -6,23 +9,30 @@ import runpy
 import sys
 from typing import Any
 
-from absl import app
-from absl import flags
-from absl import logging
-from ml_collections import config_flags as ml_flags
+from oat_jax import console
 
+console.take_over()  # before what takes long to import
+
+from absl import app  # noqa: E402
+from absl import flags  # noqa: E402
+from absl import logging  # noqa: E402
+from ml_collections import config_flags as ml_flags  # noqa: E402
+
+# Of commands that keep nothing of what they had done.
+BEGINS_AGAIN = console.BEGINS_AGAIN
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 # The command that trains a run.
 TRAIN = (sys.executable, str(pathlib.Path(__file__).with_name("train.py")))
 _USER_ERRORS = (ValueError, OSError, ImportError, RuntimeError, ArithmeticError)
 
 
-def run(main: Callable[..., Any], positional: str = "") -> None:
+def run(main: Callable[..., Any], positional: str = "", stopped: str = console.CONTINUES) -> None:
   """Parses the flags and calls `main`; the file's docstring is what --help shows.
 
   Args:
     main: called without arguments, or with the one that `positional` names.
     positional: the name of the one argument that is not a flag, for error messages.
+    stopped: said at Ctrl-C, where the KeyboardInterrupt itself says nothing.
   """
 
   def guarded(argv: list[str]) -> int:
@@ -34,7 +44,7 @@ def run(main: Callable[..., Any], positional: str = "") -> None:
         raise ValueError(f"unexpected argument '{extra}'; settings are given as --name=value")
       if len(argv) < 1 + wanted:
         raise ValueError(f"the argument {positional.upper()} is missing; see --help")
-      main(*argv[1:])
+      return console.stoppable(lambda: main(*argv[1:]), stopped)
     except _USER_ERRORS as error:
       if _DEBUG.value:
         raise
@@ -42,12 +52,6 @@ def run(main: Callable[..., Any], positional: str = "") -> None:
       ours = isinstance(error, RuntimeError | ArithmeticError)
       _print(error, " (--debug shows where)" if ours else "")
       return 1
-    except KeyboardInterrupt as stop:
-      if _DEBUG.value:
-        raise
-      print(str(stop) or "stopped; the same command continues", file=sys.stderr)
-      return 130
-    return 0
 
   app.run(guarded, flags_parser=_parse)
 

@@ -14,12 +14,12 @@ Called again it reuses what is done; Ctrl-C stops it, and the same command goes 
 in one OUT on different methods: --print_commands prints them, for a cluster.
 """
 
+import command
+
 import sys
 
 from absl import flags
 from ml_collections import config_flags
-
-import command
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "configs/compare.py:mt4, or configs/compare_policies.py:OBSERVATIONS, if unset."

@@ -14,12 +14,12 @@ skipped or left out is printed and kept in OUT/convert_report.json. Open the dat
 `tfds.builder_from_directory(OUT)`.
 """
 
+import command
+
 from absl import flags
 
 from oat_jax.data import convert
 from oat_jax.data import sources
-
-import command
 
 _DEFAULT = sources.Options()
 _FROM = flags.DEFINE_enum("from", None, sources.formats(), "Format to read.", required=True)

@@ -13,9 +13,9 @@ asked for. Settings (K, R) that it holds already are not run again. Goals are ep
 that were demonstrated are refused, and so are selection goals among the reported ones.
 """
 
-from absl import flags
-
 import command
+
+from absl import flags
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Of the policy (or tokenizer).")
 _EXPORT = flags.DEFINE_string("export", None, "Of launch/export.py, instead of a workdir.")

@@ -10,9 +10,9 @@ batch size), a self-test and a model card; `python -m oat_jax.export.loader OUT 
 With --format=numpy it holds decoding of tokens alone, for machines without jax.
 """
 
-from absl import flags
-
 import command
+
+from absl import flags
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Of the policy or tokenizer.", required=True)
 _OUT = flags.DEFINE_string("out", None, "A new directory.", required=True)
@@ -43,4 +43,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  command.run(main)
+  command.run(main, stopped=command.BEGINS_AGAIN)

@@ -10,6 +10,8 @@ With libtpu (`pip install -e '.[train,tpu]'`) the real train step is compiled fo
 Several meshes are compared: --mesh=1,256,1;2,128,1, or some worth a look if unset.
 """
 
+import command
+
 import json
 import os
 import pathlib
@@ -17,8 +19,6 @@ import runpy
 
 from absl import flags
 from ml_collections import config_flags
-
-import command
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "E.g. configs/policy_oat.py:1b.")
 TOPOLOGY = flags.DEFINE_string(
@@ -59,4 +59,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  command.run(main)
+  command.run(main, stopped=command.BEGINS_AGAIN)

@@ -7,10 +7,10 @@ Examples:
 Called again it reuses what is done; Ctrl-C stops it, and the same command goes on.
 """
 
+import command
+
 from absl import flags
 from ml_collections import config_flags
-
-import command
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/quickstart.py:mt4", "Config file.")
 _OUT = flags.DEFINE_string("out", "runs/quickstart", "Directory of data, runs and report.")

@@ -7,6 +7,6 @@ Example:
 import sys
 
 if __name__ == "__main__":
-  from oat_jax.serve import run
+  from oat_jax import console
 
-  sys.exit(run.main())
+  sys.exit(console.serve())

@@ -11,6 +11,8 @@ chosen by their names, and the page says which were taken. The first look at a s
 which takes about as long as reading its files; later ones take seconds.
 """
 
+import command
+
 from absl import flags
 
 from oat_jax.data import standardize
@@ -18,8 +20,6 @@ from oat_jax.data import statistics
 from oat_jax.study import contact_sheet
 from oat_jax.study import dataset as dataset_lib
 from oat_jax.study import show_data
-
-import command
 
 _DATA = flags.DEFINE_string("data", None, "RLDS directory, or that of its versions.", required=True)
 _SPLIT = flags.DEFINE_string("split", "", "Split or part, e.g. train[:10%]; the first if unset.")
@@ -55,4 +55,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  command.run(main)
+  command.run(main, stopped=command.BEGINS_AGAIN)

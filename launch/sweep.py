@@ -15,10 +15,10 @@ Each run is an ordinary launch/train.py in OUT/runs/NAME. Ctrl-C, a kill or a fu
 nothing that is done: the same command goes on. `collect` writes OUT/table.csv, `fit` OUT/report.
 """
 
+import command
+
 from absl import flags
 from ml_collections import config_flags
-
-import command
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "E.g. configs/sweeps/tokenizer.py:mt4.")
 _OUT = flags.DEFINE_string("out", None, "Of runs, table and report.", required=True)

@@ -9,10 +9,10 @@ Examples:
   python launch/train.py ... --coordinator=HOST:PORT --num_processes=2 --process_id=0
 """
 
+import command
+
 from absl import flags
 from ml_collections import config_flags
-
-import command
 
 CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Config file, e.g. configs/policy_oat.py:mt4."

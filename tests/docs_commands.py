@@ -36,7 +36,8 @@ SHARED = (
 ABOVE = {
   "launch/train.py": "--config=configs/tokenizer_oat.py:mt4 --config.data.path=DIR"
   " --workdir=W/tokenizer",
-  "launch/sweep.py": "--config=configs/sweeps/tokenizer.py:mt4 --config.set.data.path=DIR --out=OUT",
+  "launch/sweep.py": "--config=configs/sweeps/tokenizer.py:mt4 --config.set.data.path=DIR"
+  " --out=OUT",
 }
 
 
@@ -181,7 +182,7 @@ def _of_absl(script, args):
   flags = importlib.import_module("absl.flags").FLAGS
   sys.argv = [script, *args]
 
-  def run(main, positional=""):
+  def run(main, positional="", **_):
     rest = flags(sys.argv)[1:]
     if len(rest) != bool(positional):
       raise ValueError(f"arguments {rest}")

@@ -41,6 +41,7 @@ MAY_IMPORT = {
   "config": set(),
   "parameters": set(),
   "files": set(),
+  "console": set(),
   "nn": {"batch"},
   "tokenizers": {"batch", "config", "files", "parameters", "nn", "data.normalization"},
   "perception": {"batch", "config", "nn", "data.normalization"},

@@ -60,6 +60,7 @@ class Worker:
         pass_fds=(fd,),
         stdin=subprocess.DEVNULL,
         env={**_ONE_THREAD, **os.environ, "PYTHONPATH": path},
+        process_group=0,  # Ctrl-C reaches the parent alone, which ends its children
       )
     self.connection = multiprocessing.connection.Connection(ours.detach())
     self.pending: deque[Call] = deque()
@@ -142,9 +143,6 @@ def count(asked: int | None) -> int:
 
 def _serve(fd: int) -> None:
   """The child's life: make the object, answer calls until the parent closes its end of the pipe."""
-  signal.signal(
-    signal.SIGINT, signal.SIG_IGN
-  )  # Ctrl-C reaches the parent too, and it ends its children
   connection = multiprocessing.connection.Connection(fd)
   held = None
   try:

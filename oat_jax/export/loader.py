@@ -369,9 +369,8 @@ def _policy(spec: directory.Spec, functions: Mapping[str, Any]) -> Policy:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """The command oat-jax-check; returns the exit code."""
-  parser = argparse.ArgumentParser(
-    prog="oat-jax-check", description="Says what an export directory holds, and tests it."
-  )
+  what = "Says what an export directory holds, and tests it: oat-jax-check E --check"
+  parser = argparse.ArgumentParser("oat-jax-check", description=what)
   parser.add_argument("directory", help="of the export, e.g. runs/quickstart/export")
   parser.add_argument("--check", action="store_true", help="run the self-test")
   parsed = parser.parse_args(argv)

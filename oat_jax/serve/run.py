@@ -3,11 +3,11 @@ r"""Serves an export: openpi's websocket protocol and, if wanted, praxis-remote'
 Examples:
   python launch/serve.py --export=E --port=8000
   python launch/serve.py --export=E --keymap=libero --grpc-port=50051 --replan=8
-  python launch/serve.py --export=E --host=0.0.0.0 --token-file=TOKEN
+  oat-jax-serve --export=E --host=0.0.0.0 --token-file=TOKEN
 
 Only this machine can connect, unless --host names another address, which needs a token. Programs
-are compiled before the port opens; SIGTERM and Ctrl-C answer what was asked, and end. The same
-command is there as oat-jax-serve once oat_jax is installed with its extra `serve`.
+are compiled before the port opens; SIGTERM and Ctrl-C answer what was asked, and end. The command
+oat-jax-serve is there once oat_jax is installed with its extra `serve`.
 """
 
 import argparse

@@ -1,0 +1,82 @@
+"""The commands of an installation, and how Ctrl-C ends a command: by one line and exit code 130.
+
+What commands import takes seconds, in which Ctrl-C comes too: this imports none of it.
+"""
+
+from collections.abc import Callable
+import contextlib
+import importlib
+import os
+import signal
+import sys
+from typing import Any
+
+CONTINUES = "stopped; the same command continues"
+BEGINS_AGAIN = "stopped; the same command begins again"
+
+
+def take_over() -> None:
+  """From here on Ctrl-C ends the process at once: nothing was begun yet that needs an end."""
+  _handle(lambda number, frame: _leave())
+
+
+def stoppable(main: Callable[[], int | None], says: str = CONTINUES) -> int:
+  """Calls `main`, in which Ctrl-C raises KeyboardInterrupt; a second one ends the process at once.
+
+  Args:
+    main: returns the exit code; None is 0.
+    says: how to go on, printed unless the KeyboardInterrupt has a text of its own.
+
+  Returns:
+    the exit code; 130 where `main` was stopped, whatever a library made of the KeyboardInterrupt.
+  """
+  came = []
+
+  def stop(number, frame):
+    if came:
+      os._exit(130)
+    came.append(number)
+    raise KeyboardInterrupt
+
+  _handle(stop)
+  try:
+    return main() or 0
+  except KeyboardInterrupt as caught:
+    says = str(caught) or says
+  except Exception:
+    if not came:
+      raise
+  finally:
+    _handle(signal.SIG_DFL)  # while threads are waited for there is nothing left to be said
+  print(says, file=sys.stderr)
+  return 130
+
+
+def check() -> int:
+  """The command oat-jax-check."""
+  return _command("oat_jax.export.loader")
+
+
+def evaluate() -> int:
+  """The command oat-jax-evaluate."""
+  return _command("oat_jax.evaluate.run", CONTINUES)
+
+
+def serve() -> int:
+  """The command oat-jax-serve."""
+  return _command("oat_jax.serve.run")
+
+
+def _command(module: str, says: str = BEGINS_AGAIN) -> int:
+  take_over()
+  return stoppable(lambda: importlib.import_module(module).main(), says)
+
+
+def _leave() -> None:
+  os.write(2, b"stopped before it began\n")
+  os._exit(130)
+
+
+def _handle(handler: Any) -> None:
+  with contextlib.suppress(ValueError):  # not in the main thread: the caller handles signals
+    signal.signal(signal.SIGINT, handler)
