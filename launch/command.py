@@ -44,7 +44,7 @@ def run(main: Callable[..., Any], positional: str = "", stopped: str = console.C
         raise ValueError(f"unexpected argument '{extra}'; settings are given as --name=value")
       if len(argv) < 1 + wanted:
         raise ValueError(f"the argument {positional.upper()} is missing; see --help")
-      return console.stoppable(lambda: main(*argv[1:]), stopped)
+      return console.leave(console.stoppable(lambda: main(*argv[1:]), stopped))
     except _USER_ERRORS as error:
       if _DEBUG.value:
         raise

@@ -3,12 +3,14 @@
 What commands import takes seconds, in which Ctrl-C comes too: this imports none of it.
 """
 
+import atexit
 from collections.abc import Callable
 import contextlib
 import importlib
 import os
 import signal
 import sys
+from types import FrameType
 from typing import Any
 
 CONTINUES = "stopped; the same command continues"
@@ -36,6 +38,9 @@ def stoppable(main: Callable[[], int | None], says: str = CONTINUES) -> int:
     if came:
       os._exit(130)
     came.append(number)
+    if _imports(frame):  # libraries crash where an exception cuts their import
+      print(says, file=sys.stderr, flush=True)
+      leave(130)
     raise KeyboardInterrupt
 
   _handle(stop)
@@ -48,8 +53,20 @@ def stoppable(main: Callable[[], int | None], says: str = CONTINUES) -> int:
       raise
   finally:
     _handle(signal.SIG_DFL)  # while threads are waited for there is nothing left to be said
-  print(says, file=sys.stderr)
+  print(says, file=sys.stderr, flush=True)
   return 130
+
+
+def leave(code: int) -> int:
+  """Returns an exit code, unless it is a stop's: then the process ends here.
+
+  Python's own end waits for threads, and has crashed in libraries that were imported by half.
+  """
+  if code == 130:
+    sys.stdout.flush()
+    atexit._run_exitfuncs()  # which end child processes
+    os._exit(code)
+  return code
 
 
 def check() -> int:
@@ -69,7 +86,14 @@ def serve() -> int:
 
 def _command(module: str, says: str = BEGINS_AGAIN) -> int:
   take_over()
-  return stoppable(lambda: importlib.import_module(module).main(), says)
+  return leave(stoppable(lambda: importlib.import_module(module).main(), says))
+
+
+def _imports(frame: FrameType | None) -> bool:
+  """Whether a module is being imported there."""
+  while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
+    frame = frame.f_back
+  return frame is not None
 
 
 def _leave() -> None:

@@ -108,6 +108,21 @@ def test_a_second_ctrl_c_does_not_wait():
   assert run.returncode == 130
 
 
+def test_a_stopped_process_waits_for_no_thread_and_ends_its_children():
+  code = (
+    "import atexit, threading, time\n"
+    "from oat_jax import console\n"
+    "atexit.register(print, 'children are ended')\n"
+    "threading.Thread(target=time.sleep, args=(60,)).start()\n"
+    "assert console.leave(0) == 0 and console.leave(1) == 1\n"
+    "console.leave(130)\n"
+  )
+  run = subprocess.run(
+    [sys.executable, "-c", code], env=tiny.environment(), timeout=50, stdout=subprocess.PIPE
+  )
+  assert (run.returncode, run.stdout) == (130, b"children are ended\n")
+
+
 def test_in_a_thread_signals_are_left_alone():
   codes, before = [], signal.getsignal(signal.SIGINT)
   thread = threading.Thread(target=lambda: codes.append(console.stoppable(lambda: 3)))
