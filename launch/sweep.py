@@ -37,6 +37,8 @@ _RESAMPLES = flags.DEFINE_integer("resamples", 1000, "Of the bootstrap.", lower_
 
 
 def main(what: str) -> None:
+  import jax
+
   from oat_jax import config as config_lib
   from oat_jax.study import scaling
 
@@ -48,6 +50,9 @@ def main(what: str) -> None:
     return
   if _CONFIG.value is None:
     raise ValueError("--config is missing, e.g. --config=configs/sweeps/tokenizer.py:mt4")
+  if not _MEASURE.value:
+    # Counting needs no accelerator, and a process that holds one keeps it from the runs.
+    jax.config.update("jax_platforms", "cpu")
   work = scaling.Sweep(_CONFIG.value, _OUT.value, command.load_config)
   if what == "plan":
     work.plan(_TOPOLOGY.value, _MEASURE.value)
