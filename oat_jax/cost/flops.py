@@ -9,7 +9,7 @@ import math
 from typing import Any
 
 import jax
-from jax import core as jax_core
+from jax.extend import core as jax_core
 
 # One for the forward pass, two for the gradients with respect to inputs and weights.
 TRAINING = 3
