@@ -95,10 +95,13 @@ def anytime(path: pathlib.Path, summary: Mapping[str, Any]) -> int:
   _name(left, "success, %, with 95 % intervals", "tokens K")
   latency = summary["act_ms"]
   budgets = [int(K) for K in latency]
-  ms = {name: np.array([v[name] for v in latency.values()]) for name in ("p50", "p95")}
-  right.plot(budgets, ms["p50"], "o-", color=_FINE, ms=4, lw=1.8, label="median")
-  right.plot(budgets, ms["p95"], "o--", color=_SOFT, ms=3, lw=1, label="95th percentile")
-  right.set_ylim(0, 1.1 * ms["p95"].max())
+  for name, label, style in (
+    ("p95", "95th percentile", {"fmt": "o--", "color": _SOFT, "ms": 3, "lw": 1}),
+    ("p50", "median", {"fmt": "o-", "color": _FINE, "ms": 4, "lw": 1.8}),
+  ):
+    if all(name in v for v in latency.values()):
+      right.errorbar(budgets, [v[name] for v in latency.values()], label=label, **style)
+  right.set_ylim(bottom=0)
   right.legend(fontsize=7.5, frameon=False, labelcolor=_SOFT, loc="lower right")
   _name(right, "milliseconds a chunk, batch 1", "tokens K")
   for axis in (left, right):
