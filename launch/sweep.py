@@ -50,7 +50,7 @@ def main(what: str) -> None:
     return
   if _CONFIG.value is None:
     raise ValueError("--config is missing, e.g. --config=configs/sweeps/tokenizer.py:mt4")
-  if not _MEASURE.value:
+  if not (_MEASURE.value or _TOPOLOGY.value):
     # Counting needs no accelerator, and a process that holds one keeps it from the runs.
     jax.config.update("jax_platforms", "cpu")
   work = scaling.Sweep(_CONFIG.value, _OUT.value, command.load_config)

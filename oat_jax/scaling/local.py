@@ -153,7 +153,8 @@ def _places(jobs: int) -> list[tuple[set[int], dict[str, str]]]:
       environment["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
       sharing = -(-jobs // len(gpus))
       if sharing > 1:
-        environment["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{0.9 / sharing:.3f}"
+        # What is left is for the half a gigabyte that each process takes beside its arrays.
+        environment["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{0.8 / sharing:.3f}"
     places.append((mine, environment))
   return places
 

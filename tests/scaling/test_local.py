@@ -110,7 +110,7 @@ def test_runs_share_the_cores_and_the_gpus(monkeypatch):
   monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
   places = local._places(4)
   assert [place[1]["CUDA_VISIBLE_DEVICES"] for place in places] == ["2", "5", "2", "5"]
-  assert {place[1]["XLA_PYTHON_CLIENT_MEM_FRACTION"] for place in places} == {"0.450"}
+  assert {place[1]["XLA_PYTHON_CLIENT_MEM_FRACTION"] for place in places} == {"0.400"}
   assert set().union(*(place[0] for place in places)) == set(cores)
   monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
   assert [place[1] for place in local._places(2)] == [{}, {}]

@@ -84,6 +84,14 @@ def test_hours_of_what_has_not_run_can_be_measured_or_planned(swept, tmp_path, c
   assert "device-hours (planned for h100:1, at peak figures)" in capsys.readouterr().out
 
 
+def test_counting_takes_no_accelerator_from_the_runs(swept):
+  out = swept[0]
+  args = ("launch/sweep.py", "plan", f"--config={out / 'tiny_sweep.py'}", f"--out={out}")
+  code, printed, err = tiny.command(*args, JAX_PLATFORMS="cuda")  # which is not here
+  assert code == 0, err
+  assert "2 of 2 runs are done" in printed
+
+
 def test_a_user_is_told_what_is_wrong(tmp_path):
   code, _, err = tiny.command("launch/sweep.py", "run", f"--out={tmp_path}")
   assert code == 1 and "--config is missing" in err
