@@ -54,14 +54,14 @@ def coverage(noise: tuple[float, ...], trials: int) -> dict[str, float]:
   """Returns the share of intervals that hold the truth, median |error| and median width, for E and
   both exponents, and CPU seconds a fit.
   """
-  truth = np.array([TRUTH.E, *TRUTH.alpha_T])
+  truth = np.array([TRUTH.E, *TRUTH.alpha_V])
   inside, errors, widths = [], [], []
   start = time.process_time()
   for trial in tqdm.trange(trials, desc="sweeps", unit="sweep"):
     x_R2, loss_R, groups_R = sweep(noise, trial)
     fitted = power_law.fit(x_R2, loss_R, NAMES, groups_R, resamples=RESAMPLES, seed=trial)
-    values = np.array([fitted.law.E, *fitted.law.alpha_T])
-    many_B3 = np.concatenate([fitted.laws.E[:, None], fitted.laws.alpha_T], axis=1)
+    values = np.array([fitted.law.E, *fitted.law.alpha_V])
+    many_B3 = np.concatenate([fitted.laws.E[:, None], fitted.laws.alpha_V], axis=1)
     low, high = fitted.interval(many_B3)
     inside.append((low <= truth) & (truth <= high))
     errors.append(np.abs(values - truth))

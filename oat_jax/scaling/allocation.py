@@ -63,7 +63,7 @@ class Optimum(NamedTuple):
 
 def optimum(law: power_law.Law, cost: Cost, flops_C: np.ndarray) -> Optimum:
   """Returns the best use of budgets by a law of (parameters, data), or by many."""
-  alpha, beta = np.moveaxis(np.maximum(law.alpha_T, 1e-3), -1, 0)  # a resample's may be 0
+  alpha, beta = np.moveaxis(np.maximum(law.alpha_V, 1e-3), -1, 0)  # a resample's may be 0
   log_A, log_B = np.moveaxis(np.log(law.A_T), -1, 0)
   total = alpha + cost.rho * beta
   log_G = (log_A - log_B + np.log(alpha / (cost.rho * beta))) / total
@@ -94,7 +94,7 @@ def allocate(fitted: power_law.Fit, cost: Cost, flops_C: Sequence[float]) -> dic
     "low": float(bounds[name][0][at]),
     "high": float(bounds[name][1][at]),
   }
-  N_R, D_R = fitted.x_RT.T
+  N_R, D_R = fitted.x_RV.T
   budgets = []
   for i, flops in enumerate(flops_C):
     beyond = [

@@ -88,7 +88,7 @@ def _point(fitted: power_law.Fit, x_T: np.ndarray, losses: np.ndarray) -> dict[s
   )
   low, high = fitted.interval(fitted.laws(x_T[None])[:, 0] * np.exp(noise_B))
   # The nearest fitted run: as large as may be, not beyond the point.
-  below_RT = np.where(fitted.x_RT <= x_T * 1.001, np.log(fitted.x_RT), -np.inf)
+  below_RT = np.where(fitted.x_RV <= x_T * 1.001, np.log(fitted.x_RV), -np.inf)
   nearest = np.flatnonzero(np.isclose(below_RT.sum(1), below_RT.sum(1).max()))
   naive = float(np.exp(np.log(fitted.loss_R[nearest]).mean()))
   return {

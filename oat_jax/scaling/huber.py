@@ -18,19 +18,21 @@ _LEAST_START = 0.05  # over the least loss: from nearly nothing a term does not 
 class Problem:
   """The rows of a fit in units of their own: ln x less its mean, ln L less its median.
 
-  A point is a vector (P,) of ln E, the T logarithms of the terms at the mean of ln x, and the T
-  exponents, P = 1 + 2T. With these no unit of x or of the loss changes a fit.
+  A point is a vector (P,) of ln E, the T logarithms of the terms at the mean of ln x, their T
+  exponents, and those of F factors, P = 1 + 2T + F. With these no unit of x or of the loss changes
+  a fit.
   """
 
-  def __init__(self, x_RT: np.ndarray, loss_R: np.ndarray):
-    log_x_RT = np.log(x_RT)
-    self.T = log_x_RT.shape[1]
-    self.mean_T = log_x_RT.mean(0)
-    self.u_RT = log_x_RT - self.mean_T
+  def __init__(self, x_RV: np.ndarray, loss_R: np.ndarray, factors: int = 0):
+    """Takes the rows; the last `factors` of the variables V = T + F are factors."""
+    log_x_RV = np.log(x_RV)
+    self.T = log_x_RV.shape[1] - factors
+    self.mean_V = log_x_RV.mean(0)
+    self.u_RT, self.u_RF = np.split(log_x_RV - self.mean_V, [self.T], axis=1)
     self.median = float(np.median(np.log(loss_R)))
     self.y_R = np.log(loss_R) - self.median
     terms = [_RANGE] * (1 + self.T)
-    self.bounds_P2 = np.array(terms + [(0.0, LARGEST)] * self.T)
+    self.bounds_P2 = np.array(terms + [(0.0, LARGEST)] * (self.T + factors))
 
   def predict(self, points_BP: np.ndarray) -> np.ndarray:
     """Returns ln L less its median, (B, R)."""
@@ -39,18 +41,22 @@ class Problem:
   def slopes(self, points_BP: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns `predict` and its derivatives (B, R, P)."""
     share_BRS, log_BR = self._parts(points_BP)
-    return log_BR, np.concatenate([share_BRS, -share_BRS[..., 1:] * self.u_RT], axis=-1)
+    factors_BRF = np.broadcast_to(-self.u_RF, (*log_BR.shape, self.u_RF.shape[1]))
+    parts = [share_BRS, -share_BRS[..., 1:] * self.u_RT, factors_BRF]
+    return log_BR, np.concatenate(parts, axis=-1)
 
   def _parts(self, points_BP: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns the share of each term in L, (B, R, 1 + T), and ln L, by log-sum-exp."""
     T = self.T
     z_BRS = np.empty((len(points_BP), len(self.u_RT), 1 + T))
     z_BRS[..., 0] = points_BP[:, None, 0]
-    z_BRS[..., 1:] = points_BP[:, None, 1 : 1 + T] - points_BP[:, None, 1 + T :] * self.u_RT
+    alpha_B1T = points_BP[:, None, 1 + T : 1 + 2 * T]
+    z_BRS[..., 1:] = points_BP[:, None, 1 : 1 + T] - alpha_B1T * self.u_RT
     top_BR1 = z_BRS.max(-1, keepdims=True)
     share_BRS = np.exp(z_BRS - top_BR1)
     sum_BR1 = share_BRS.sum(-1, keepdims=True)
-    return share_BRS / sum_BR1, (top_BR1 + np.log(sum_BR1))[..., 0]
+    factors_BR = points_BP[:, 1 + 2 * T :] @ self.u_RF.T
+    return share_BRS / sum_BR1, (top_BR1 + np.log(sum_BR1))[..., 0] - factors_BR
 
   def objective(self, point_P: np.ndarray) -> tuple[float, np.ndarray]:
     """Returns the sum of the Huber losses over DELTA, and its gradient.
@@ -67,13 +73,13 @@ class Problem:
     negative, of the least relative squares.
     """
     found = []
-    loss_R = np.exp(self.y_R)
-    for alpha_T in itertools.product(_GRID, repeat=self.T):
-      terms_RT = np.exp(-np.array(alpha_T) * self.u_RT)
+    for alpha_V in itertools.product(_GRID, repeat=self.T + self.u_RF.shape[1]):
+      terms_RT = np.exp(-np.array(alpha_V[: self.T]) * self.u_RT)
+      loss_R = np.exp(self.y_R + self.u_RF @ np.array(alpha_V[self.T :]))
       terms_RS = np.concatenate([np.ones((len(loss_R), 1)), terms_RT], axis=1)
       terms_S, norm = optimize.nnls(terms_RS / loss_R[:, None], np.ones(len(loss_R)))
       logs_S = np.log(np.maximum(terms_S, _LEAST_START * loss_R.min()))
-      found.append((norm, np.concatenate([logs_S, alpha_T])))
+      found.append((norm, np.concatenate([logs_S, alpha_V])))
     return np.array([point_P for _, point_P in sorted(found, key=lambda each: each[0])])
 
   def minimise(self, starts_SP: np.ndarray) -> optimize.OptimizeResult:

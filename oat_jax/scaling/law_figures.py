@@ -96,7 +96,7 @@ def residuals(path: pathlib.Path, rows: Rows, fitted: power_law.Fit) -> None:
   left_R = 100 * np.expm1(fitted.residuals())
   jitter_R = np.random.default_rng(0).uniform(-0.12, 0.12, len(left_R))
   sizes = _levels(rows, "parameters")
-  predicted_R = fitted.law(fitted.x_RT)
+  predicted_R = fitted.law(fitted.x_RV)
   for _, colour, of_R, _ in sizes:
     axes[0].plot(predicted_R[of_R], left_R[of_R], "o", color=colour, ms=5, mec="white", mew=0.5)
   axes[0].set(xscale="log", xlabel="the law's loss", ylabel="measured over fitted, %")
@@ -180,14 +180,14 @@ def exponents(path: pathlib.Path, fits: Mapping[int, power_law.Fit]) -> None:
   names = next(iter(fits.values())).names
   for t, (name, colour, marker) in enumerate(zip(names, (_BLUE, _ORANGE), "os")):
     for K, fitted in fits.items():
-      low, high = (each[t] for each in fitted.interval(fitted.laws.alpha_T))
+      low, high = (each[t] for each in fitted.interval(fitted.laws.alpha_V))
       at, told = K + 0.12 * (t - 0.5), name not in fitted.not_identified
       axis.plot([at, at], [low, high], color=colour, lw=1.4, alpha=1 if told else 0.35)
       axis.plot(
-        at, fitted.law.alpha_T[t], marker, color=colour, mfc=colour if told else "white", ms=6
+        at, fitted.law.alpha_V[t], marker, color=colour, mfc=colour if told else "white", ms=6
       )
     axis.plot([], [], marker, color=colour, ms=6, label=f"of {name}")
-  largest = max(float(fitted.law.alpha_T.max()) for fitted in fits.values())
+  largest = max(float(fitted.law.alpha_V.max()) for fitted in fits.values())
   axis.set(xlabel="tokens K", ylabel="exponent, 95 %", xticks=list(fits), ylim=(0, 2 * largest))
   axis.grid(alpha=0.3, lw=0.5)
   axis.tick_params(labelsize=8)

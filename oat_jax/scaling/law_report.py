@@ -56,7 +56,7 @@ def write(
       progress.update()
     if with_bits:
       try:
-        bits = _fit(rows, (*names, "bits"), resamples)
+        bits = _fit(rows, (*names, "bits"), resamples, factors=1)
       except ValueError as error:  # it asks for more runs than the law of one prefix does
         without_bits = [f"there is no law with bits: {error}"]
       progress.update()
@@ -98,10 +98,11 @@ def write(
   return summary
 
 
-def _fit(rows: law_table.Rows, names: tuple[str, ...], resamples: int) -> power_law.Fit:
-  return power_law.fit(
-    rows.x(names), rows["loss"], names, rows.groups(), rows.names(), resamples=resamples
-  )
+def _fit(
+  rows: law_table.Rows, names: tuple[str, ...], resamples: int, factors: int = 0
+) -> power_law.Fit:
+  given = (rows.x(names), rows["loss"], names, rows.groups(), rows.names())
+  return power_law.fit(*given, resamples=resamples, factors=factors)
 
 
 def _described(fitted: power_law.Fit) -> dict[str, Any]:
@@ -110,16 +111,16 @@ def _described(fitted: power_law.Fit) -> dict[str, Any]:
     zip(("value", "low", "high"), map(float, (value, *fitted.interval(many_B))))
   )
   law, laws = fitted.law, fitted.laws
-  middle_T = np.log(fitted.x_RT).mean(0)
-  at_middle = lambda each: np.exp(np.log(each.A_T) - each.alpha_T * middle_T)
-  by_name = lambda value_T, many_BT: {
-    name: valued(value_T[t], many_BT[:, t]) for t, name in enumerate(fitted.names)
+  middle_V, T = np.log(fitted.x_RV).mean(0), law.A_T.shape[-1]
+  at_middle = lambda each: np.exp(np.log(each.A_T) - each.alpha_V[..., :T] * middle_V[:T])
+  by_name = lambda value_V, many_BV: {
+    name: valued(value, many_B) for name, value, many_B in zip(fitted.names, value_V, many_BV.T)
   }
   return {
     "E": valued(law.E, laws.E),
     "A": by_name(law.A_T, laws.A_T),
-    "exponents": by_name(law.alpha_T, laws.alpha_T),
-    "middle": dict(zip(fitted.names, map(float, np.exp(middle_T)))),
+    "exponents": by_name(law.alpha_V, laws.alpha_V),
+    "middle": dict(zip(fitted.names, map(float, np.exp(middle_V)))),
     "terms_at_middle": by_name(at_middle(law), at_middle(laws)),
     "effects_ln": dict(zip(fitted.names, map(float, power_law.effects(fitted)))),
     "noise_ln": fitted.noise,
@@ -276,17 +277,15 @@ def _markdown(summary: Mapping[str, Any], figures: Mapping[str, str]) -> str:
     lines += [
       "## Error against bits",
       "",
-      "L = E + A / N^α + B / D^β + C / bits^γ, all prefixes.",
+      "L = (E + A / N^α + B / D^β) / bits^γ, all prefixes.",
       "",
     ]
     lines += _table(
-      ["E", *(f"{_GREEK[name]}, {name}" for name in each["exponents"]), "scatter"],
-      [
-        [_told(each, name) for name in ("E", *each["exponents"])]
-        + [f"{100 * each['noise_ln']:.1f} %"]
-      ],
+      [*(f"{_GREEK[name]}, {name}" for name in each["exponents"]), "scatter"],
+      [[_told(each, name) for name in each["exponents"]] + [f"{100 * each['noise_ln']:.1f} %"]],
     )
-    lines += [f"- {_named(name)}: {why}" for name, why in each["not_identified"].items()]
+    hidden = {name: why for name, why in each["not_identified"].items() if name != "E"}
+    lines += [f"- {_named(name)}: {why}" for name, why in hidden.items()]
     lines += ["", figures["bits"], ""]
   lines += _held_out(summary["held_out"]) + _allocation(summary, law, figures)
   return "\n".join(lines).rstrip() + "\n"

@@ -1,5 +1,6 @@
 """Laws L(x) = E + sum_i A_i / x_i^alpha_i through measured losses, with intervals.
 
+Further variables may be factors of all this, 1 / x^gamma: a prefix of few bits makes any run worse.
 The form, Huber's loss on ln L and its delta are those of Hoffmann et al. 2022 (arXiv 2203.15556,
 approach 3). An exponent that the data do not tell is named, with the reason, in `not_identified`.
 """
@@ -21,28 +22,33 @@ _AT_ONCE = 200_000  # rows of refits side by side: what stays in a core's cache
 
 
 class Law(NamedTuple):
-  """E (...), A (..., T) and alpha (..., T) of a law of T variables, or of many such laws."""
+  """E (...), A (..., T) and the exponents (..., V) of a law, or of many such laws.
+
+  The first T of V variables have a term each, the others are factors.
+  """
 
   E: np.ndarray
   A_T: np.ndarray
-  alpha_T: np.ndarray
+  alpha_V: np.ndarray
 
-  def __call__(self, x_RT: Any) -> np.ndarray:
+  def __call__(self, x_RV: Any) -> np.ndarray:
     """Returns the losses (..., R) at positive x."""
-    log_x_RT = np.log(np.asarray(x_RT, float))
-    terms = np.log(self.A_T)[..., None, :] - self.alpha_T[..., None, :] * log_x_RT
-    return np.asarray(self.E)[..., None] + np.exp(terms).sum(-1)
+    T = self.A_T.shape[-1]
+    powers = self.alpha_V[..., None, :] * np.log(np.asarray(x_RV, float))
+    terms = np.log(self.A_T)[..., None, :] - powers[..., :T]
+    sums = np.asarray(self.E)[..., None] + np.exp(terms).sum(-1)
+    return sums * np.exp(-powers[..., T:].sum(-1))
 
 
 class Fit(NamedTuple):
   """A law with what is known of how far to trust it.
 
   Attributes:
-    names: of the T variables.
+    names: of the V variables.
     law: the one of the least Huber loss.
-    laws: of the refits, E (B,), A (B, T), alpha (B, T).
+    laws: of the refits, E (B,), A (B, T), alpha (B, V).
     freedom: degrees of freedom that the intervals are widened for.
-    x_RT, loss_R: what was fitted.
+    x_RV, loss_R: what was fitted.
     noise: standard deviation of ln L about the law.
     objective: the sum of the Huber losses on ln L.
     not_identified: why "E" or the exponent of a variable cannot be told, by name.
@@ -52,7 +58,7 @@ class Fit(NamedTuple):
   law: Law
   laws: Law
   freedom: int
-  x_RT: np.ndarray
+  x_RV: np.ndarray
   loss_R: np.ndarray
   noise: float
   objective: float
@@ -60,7 +66,7 @@ class Fit(NamedTuple):
 
   def residuals(self) -> np.ndarray:
     """Returns ln(measured / fitted), (R,)."""
-    return np.log(self.loss_R / self.law(self.x_RT))
+    return np.log(self.loss_R / self.law(self.x_RV))
 
   def interval(self, values_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns the 95 % interval (low, high) of what `values_B` (B, ...) is in each of `laws`."""
@@ -74,13 +80,14 @@ def _interval(values_B: np.ndarray, freedom: int) -> tuple[np.ndarray, np.ndarra
 
 
 def fit(
-  x_RT: Any,
+  x_RV: Any,
   loss_R: Any,
   names: Sequence[str],
   groups_R: Any = None,
   rows_R: Sequence[str] | None = None,
   resamples: int = RESAMPLES,
   seed: int = 0,
+  factors: int = 0,
 ) -> Fit:
   """Fits L(x) = E + sum_i A_i / x_i^alpha_i, exponents between 0 and 5.
 
@@ -91,25 +98,28 @@ def fit(
   freedom. tests/scaling and `launch/benchmark.py law` hold them to their 95 %.
 
   Args:
-    x_RT: positive, in any units.
+    x_RV: positive, in any units.
     loss_R: positive.
-    names: of the T variables.
+    names: of the V variables.
     groups_R: what rows lie in one group: those that share their noise (a run's prefixes, repeats of
       a run). Rows of groups alike come in the same order. None: each row is its own.
     rows_R: names of the rows, for errors.
     resamples: number B of refits.
     seed: of the draws.
+    factors: so many of the variables, the last ones, have no term: the sum of all terms is divided
+      by each of them to the power of its exponent.
 
   Raises:
     ValueError: losses that are not positive and finite, or all the same; a variable that does not
       vary; too few rows (with how many more, and which); a fit that does not converge.
   """
-  x_RT, loss_R = np.asarray(x_RT, float), np.asarray(loss_R, float)
+  x_RV, loss_R = np.asarray(x_RV, float), np.asarray(loss_R, float)
   names = tuple(names)
   R = len(loss_R)
-  if x_RT.shape != (R, len(names)):
-    raise ValueError(f"x is {x_RT.shape}, but there are {R} losses and the variables {names}")
-  _check(x_RT, loss_R, names, rows_R or [f"row {row}" for row in range(R)])
+  if x_RV.shape != (R, len(names)):
+    raise ValueError(f"x is {x_RV.shape}, but there are {R} losses and the variables {names}")
+  P = 1 + 2 * len(names) - factors
+  _check(x_RV, loss_R, names, rows_R or [f"row {row}" for row in range(R)], P)
   groups_R = np.unique(np.arange(R) if groups_R is None else groups_R, return_inverse=True)[1]
   P, G = 1 + 2 * len(names), int(groups_R.max()) + 1
   if P >= G:
@@ -117,18 +127,18 @@ def fit(
       f"a law of {' and '.join(names)} has {P} numbers and needs {P + 1} groups of rows at least; "
       f"there are {G}"
     )
-  problem = huber.Problem(x_RT, loss_R)
+  problem = huber.Problem(x_RV, loss_R, factors)
   point_P, objective = _minimum(problem)
   noise_R, noise = _noise(problem, point_P, groups_R)
   y_BR = problem.predict(point_P[None]) + _draws(noise_R, groups_R, resamples, seed)
   law = _law(problem, point_P)
   laws = _law(problem, _refits(problem, point_P, y_BR))
-  made = Fit(names, law, laws, G - P, x_RT, loss_R, noise, objective * huber.DELTA, {})
+  made = Fit(names, law, laws, G - P, x_RV, loss_R, noise, objective * huber.DELTA, {})
   return made._replace(not_identified=_not_identified(made))
 
 
 def _check(
-  x_RT: np.ndarray, loss_R: np.ndarray, names: tuple[str, ...], rows_R: Sequence[str]
+  x_RV: np.ndarray, loss_R: np.ndarray, names: tuple[str, ...], rows_R: Sequence[str], P: int
 ) -> None:
   bad_R = ~(np.isfinite(loss_R) & (loss_R > 0))
   if bad_R.any():
@@ -138,23 +148,22 @@ def _check(
       f"a law is fitted to ln L, and {bad_R.sum()} of {len(loss_R)} losses are not positive finite "
       f"numbers ({'; '.join(listed)}{more}): leave these runs out, or run them again"
     )
-  if not (np.isfinite(x_RT) & (x_RT > 0)).all():
-    row, t = np.argwhere(~(np.isfinite(x_RT) & (x_RT > 0)))[0]
-    raise ValueError(f"{names[t]} is {x_RT[row, t]} in {rows_R[row]}; it must be positive")
-  constant = [t for t in range(len(names)) if len(values_of(x_RT[:, t])) == 1]
+  if not (np.isfinite(x_RV) & (x_RV > 0)).all():
+    row, t = np.argwhere(~(np.isfinite(x_RV) & (x_RV > 0)))[0]
+    raise ValueError(f"{names[t]} is {x_RV[row, t]} in {rows_R[row]}; it must be positive")
+  constant = [t for t in range(len(names)) if len(values_of(x_RV[:, t])) == 1]
   if constant:
     raise ValueError(
-      f"{names[constant[0]]} is {x_RT[0, constant[0]]:,.6g} in all {len(loss_R)} rows, so its term "
+      f"{names[constant[0]]} is {x_RV[0, constant[0]]:,.6g} in all {len(loss_R)} rows, so its term "
       f"cannot be told from E: add runs with other values of it, {_FEWEST_VALUES} in all at least"
     )
-  P = 1 + 2 * len(names)
-  points = len(np.unique(np.round(np.log(x_RT), 6), axis=0))
+  points = len(np.unique(np.round(np.log(x_RV), 6), axis=0))
   if points <= P:
-    few = [t for t in range(len(names)) if len(values_of(x_RT[:, t])) <= _FEWEST_VALUES]
+    few = [t for t in range(len(names)) if len(values_of(x_RV[:, t])) <= _FEWEST_VALUES]
     raise ValueError(
       f"a law of {' and '.join(names)} has {P} numbers and needs runs at {P + 1} different points "
       f"at least; there are {points}: {P + 1 - points} more are missing. "
-      + "; ".join(_wanted(names[t], x_RT[:, t]) for t in few or range(len(names)))
+      + "; ".join(_wanted(names[t], x_RV[:, t]) for t in few or range(len(names)))
     )
   if np.ptp(np.log(loss_R)) < 1e-9:
     raise ValueError(
@@ -248,9 +257,11 @@ def _refits(problem: huber.Problem, point_P: np.ndarray, y_BR: np.ndarray) -> np
 
 def _law(problem: huber.Problem, points: np.ndarray) -> Law:
   T = problem.T
-  alpha_T = points[..., 1 + T :]
-  A_T = np.exp(points[..., 1 : 1 + T] + problem.median + alpha_T * problem.mean_T)
-  return Law(np.exp(points[..., 0] + problem.median), A_T, alpha_T)
+  alpha_V = points[..., 1 + T :]
+  powers_V = alpha_V * problem.mean_V
+  scale = problem.median + powers_V[..., T:].sum(-1)
+  A_T = np.exp(points[..., 1 : 1 + T] + scale[..., None] + powers_V[..., :T])
+  return Law(np.exp(points[..., 0] + scale), A_T, alpha_V)
 
 
 def _not_identified(made: Fit) -> dict[str, str]:
@@ -259,13 +270,13 @@ def _not_identified(made: Fit) -> dict[str, str]:
   low, high = made.interval(made.laws.E)
   if low < 1e-3 * made.loss_R.min():
     found["E"] = f"the data allow none at all; it is below {high:.3g}"
-  low_T, high_T = made.interval(made.laws.alpha_T)
+  low_T, high_T = made.interval(made.laws.alpha_V)
   effects_T = effects(made)
   for t, name in enumerate(made.names):
-    values, alpha = values_of(made.x_RT[:, t]), made.law.alpha_T[t]
+    values, alpha = values_of(made.x_RV[:, t]), made.law.alpha_V[t]
     between = f"its interval, {low_T[t]:.2f} to {high_T[t]:.2f},"
     if len(values) < _FEWEST_VALUES:
-      why = f"{_FEWEST_VALUES} values are needed. {_wanted(name, made.x_RT[:, t])}"
+      why = f"{_FEWEST_VALUES} values are needed. {_wanted(name, made.x_RV[:, t])}"
     elif effects_T[t] < made.noise:
       why = (
         f"over all of its values it changes the loss by {100 * effects_T[t]:.2g} %, which is "
@@ -285,10 +296,10 @@ def effects(made: Fit) -> np.ndarray:
   """Returns (T,): how much of ln L a variable moves from its least value to its largest, the others
   at the middle of the data.
   """
-  middle_T = np.exp(np.log(made.x_RT).mean(0))
+  middle_T = np.exp(np.log(made.x_RV).mean(0))
   found = []
   for t in range(len(made.names)):
     ends_2T = np.stack([middle_T, middle_T])
-    ends_2T[:, t] = made.x_RT[:, t].min(), made.x_RT[:, t].max()
+    ends_2T[:, t] = made.x_RV[:, t].min(), made.x_RV[:, t].max()
     found.append(float(-np.diff(np.log(made.law(ends_2T)))[0]))
   return np.array(found)

@@ -41,7 +41,7 @@ def test_chinchilla_refit_is_reproduced():
   assert len(rows) == 245 and len(kept) == 240
   found = power_law.fit(kept[:, :2], kept[:, 2], ("parameters", "tokens"), resamples=100)
   assert found.objective == pytest.approx(0.00101827, rel=1e-4)
-  (alpha, beta), (A, B), E = found.law.alpha_T, found.law.A_T, found.law.E
+  (alpha, beta), (A, B), E = found.law.alpha_V, found.law.A_T, found.law.E
   for value, published, low, high in (
     (E, 1.8172, 1.769, 1.871),
     (alpha, 0.3478, 0.317, 0.373),
@@ -60,13 +60,13 @@ def test_a_law_without_noise_is_found():
   x_R2, _, groups_R = law_bench.sweep((0.0,) * 4, seed=0)
   found = power_law.fit(x_R2, TRUTH(x_R2), NAMES, groups_R, resamples=20)
   np.testing.assert_allclose(found.law.E, TRUTH.E, rtol=1e-4)
-  np.testing.assert_allclose(found.law.alpha_T, TRUTH.alpha_T, rtol=1e-4)
+  np.testing.assert_allclose(found.law.alpha_V, TRUTH.alpha_V, rtol=1e-4)
   np.testing.assert_allclose(found.law.A_T, TRUTH.A_T, rtol=1e-3)
 
 
 def test_intervals_hold_the_truth_and_are_no_wider_than_they_must(fitted):
-  low_T, high_T = fitted.interval(fitted.laws.alpha_T)
-  assert ((low_T < TRUTH.alpha_T) & (TRUTH.alpha_T < high_T)).all()
+  low_T, high_T = fitted.interval(fitted.laws.alpha_V)
+  assert ((low_T < TRUTH.alpha_V) & (TRUTH.alpha_V < high_T)).all()
   assert (high_T - low_T < 0.35).all()
   assert fitted.noise == pytest.approx(0.02, rel=0.4)
   assert set(fitted.not_identified) <= {"E"}
@@ -84,21 +84,25 @@ def test_the_stated_coverage_holds_in_a_few_sweeps(monkeypatch):
 def test_units_change_nothing_but_the_units(sweep, fitted):
   x_R2, loss_R, groups_R = sweep
   other = power_law.fit(x_R2 * [1e-6, 1e3], 50 * loss_R, NAMES, groups_R, resamples=100)
-  np.testing.assert_allclose(other.law.alpha_T, fitted.law.alpha_T, rtol=1e-3)
+  np.testing.assert_allclose(other.law.alpha_V, fitted.law.alpha_V, rtol=1e-3)
   np.testing.assert_allclose(other.law.E, 50 * fitted.law.E, rtol=1e-3)
-  np.testing.assert_allclose(other.law(other.x_RT), 50 * fitted.law(fitted.x_RT), rtol=1e-5)
+  np.testing.assert_allclose(other.law(other.x_RV), 50 * fitted.law(fitted.x_RV), rtol=1e-5)
 
 
-def test_the_gradient_is_that_of_the_objective_and_both_solvers_agree(sweep):
-  problem = huber.Problem(sweep[0], sweep[1])
+@pytest.mark.parametrize("factors", [0, 1])
+def test_the_gradient_is_that_of_the_objective_and_both_solvers_agree(sweep, factors):
+  more_R1 = 1 + np.random.default_rng(0).random((len(sweep[1]), factors))
+  problem = huber.Problem(np.concatenate([sweep[0], more_R1], axis=1), sweep[1], factors)
   starts_SP = problem.starts()
   gradient_P = problem.objective(starts_SP[0])[1]
-  for p, step in enumerate(1e-6 * np.eye(5)):
+  for p, step in enumerate(1e-6 * np.eye(5 + factors)):
     ends = [problem.objective(starts_SP[0] + sign * step)[0] for sign in (-1, 1)]
     assert gradient_P[p] == pytest.approx((ends[1] - ends[0]) / 2e-6, abs=1e-4)
   by_lbfgs = problem.minimise(starts_SP[:1]).fun
   _, by_refit_S = problem.refit(starts_SP, np.tile(problem.y_R, (len(starts_SP), 1)))
-  np.testing.assert_allclose(by_refit_S, by_lbfgs, rtol=1e-4)
+  # From far away a few starts end beside the least.
+  assert by_refit_S.min() == pytest.approx(by_lbfgs, rel=1e-4)
+  assert np.isclose(by_refit_S, by_lbfgs, rtol=1e-4).mean() > 0.95
 
 
 def test_a_third_variable_and_rows_of_one_run():
@@ -112,8 +116,8 @@ def test_a_third_variable_and_rows_of_one_run():
   found = power_law.fit(
     x_R3, truth(x_R3) * np.exp(noise_R), (*NAMES, "bits"), np.repeat(groups_R, 4), resamples=40
   )
-  low_T, high_T = found.interval(found.laws.alpha_T)
-  assert ((low_T < truth.alpha_T) & (truth.alpha_T < high_T)).all()
+  low_T, high_T = found.interval(found.laws.alpha_V)
+  assert ((low_T < truth.alpha_V) & (truth.alpha_V < high_T)).all()
   assert found.freedom == 16 - 7
   # All rows of a run move together, so bits, which change within a run, are told far better.
   assert high_T[2] - low_T[2] < 0.3 * (high_T[0] - low_T[0])
@@ -121,7 +125,7 @@ def test_a_third_variable_and_rows_of_one_run():
 
 def test_a_variable_that_does_nothing_is_not_identified(sweep):
   x_R2, _, groups_R = sweep
-  one = power_law.Law(TRUTH.E, np.array([2.0, 1e-9]), TRUTH.alpha_T)
+  one = power_law.Law(TRUTH.E, np.array([2.0, 1e-9]), TRUTH.alpha_V)
   noise_R = np.exp(np.random.default_rng(0).normal(0, 0.02, len(x_R2)))
   found = power_law.fit(x_R2, one(x_R2) * noise_R, NAMES, groups_R, resamples=40)
   assert "within the noise" in found.not_identified["windows"]
