@@ -17,6 +17,7 @@ LEVEL = 0.95
 RESAMPLES = 500
 _POLISHED = 5  # ends of starts, the best, that L-BFGS goes on from
 _FEWEST_VALUES = 3  # of a variable, for its exponent
+_WIDEST = 4.0  # high over low of an exponent that is told
 _LISTED = 5  # rows named in an error
 _AT_ONCE = 200_000  # rows of refits side by side: what stays in a core's cache
 
@@ -270,22 +271,22 @@ def _not_identified(made: Fit) -> dict[str, str]:
   low, high = made.interval(made.laws.E)
   if low < 1e-3 * made.loss_R.min():
     found["E"] = f"the data allow none at all; it is below {high:.3g}"
-  low_T, high_T = made.interval(made.laws.alpha_V)
-  effects_T = effects(made)
+  low_V, high_V = made.interval(made.laws.alpha_V)
+  effects_V = effects(made)
   for t, name in enumerate(made.names):
     values, alpha = values_of(made.x_RV[:, t]), made.law.alpha_V[t]
-    between = f"its interval, {low_T[t]:.2f} to {high_T[t]:.2f},"
+    between = f"its interval, {low_V[t]:.2f} to {high_V[t]:.2f},"
     if len(values) < _FEWEST_VALUES:
       why = f"{_FEWEST_VALUES} values are needed. {_wanted(name, made.x_RV[:, t])}"
-    elif effects_T[t] < made.noise:
+    elif effects_V[t] < made.noise:
       why = (
-        f"over all of its values it changes the loss by {100 * effects_T[t]:.2g} %, which is "
+        f"over all of its values it changes the loss by {100 * effects_V[t]:.2g} %, which is "
         f"within the noise, {100 * made.noise:.2g} %"
       )
-    elif low_T[t] < 0.01 or high_T[t] > 0.98 * huber.LARGEST:
+    elif low_V[t] < 0.01 or high_V[t] > 0.98 * huber.LARGEST:
       why = f"{between} reaches the bounds of the search, 0 and {huber.LARGEST:g}"
-    elif high_T[t] - low_T[t] >= alpha:
-      why = f"{between} is as wide as the estimate, {alpha:.2f}"
+    elif high_V[t] - low_V[t] >= alpha or high_V[t] > _WIDEST * low_V[t]:
+      why = f"{between} is too wide for the estimate, {alpha:.2f}"
     else:
       continue
     found[name] = why
