@@ -253,7 +253,8 @@ def parameters(run: Run, mesh: Any) -> tuple[Leaf, ...]:
 def _state(run: Run, mesh: Any) -> tuple[Any, Any, Any]:
   """Returns the state's shapes with shardings, the shardings, and the optimiser."""
   optimizer = optimizer_lib.make(run.config.optimizer, run.config.steps)
-  init = lambda: run.model.init(*_concrete(run.init_args))
+  # Under jit, what `run_of` has traced is not traced again for every mesh.
+  init = lambda: jax.jit(run.model.init)(*_concrete(run.init_args))
   return *state_lib.abstract(init, run.model.axes(), optimizer, mesh), optimizer
 
 
