@@ -1,8 +1,8 @@
 """The configs of the paper's benchmarks: tokens, sizes, data, and steps that compile, on fakes.
 
 To trace and to compile ResNets for each camera takes long. At the published sizes parameters are
-counted for all, and steps, of 2 windows, are lowered for OAT on LIBERO. With the shallow networks
-of `mini` the steps of all policies are lowered, but RoboMimic's, which are LIBERO's without a task,
+counted for all, and steps, of 2 windows, are traced for OAT on LIBERO. With the shallow networks
+of `mini` the steps of all policies are traced, but RoboMimic's, which are LIBERO's without a task,
 and one of each benchmark is compiled.
 """
 
@@ -80,24 +80,24 @@ def policy_of(benchmark, name, variant=""):
   return run, policy, args, jax.eval_shape(policy.init, jax.random.key(0), *args)
 
 
-def lower(run, model, args, batch):
-  """Returns the lowered train step; nothing is initialised."""
+def trace(run, model, args, batch):
+  """Returns the traced train step; nothing is initialised."""
   tx, mesh = optimizer_lib.make(run.optimizer, run.steps), tiny.mesh()
   zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), args)
   init = lambda: model.init(jax.random.key(0), *zeros)
   state, shardings = state_lib.abstract(init, model.axes(), tx, mesh)
   update = getattr(model, "update", None)
   step = step_lib.compile_train_step(model.loss, tx, run.optimizer, 0, mesh, shardings, update)
-  return step.lower(state, batch)
+  return step.trace(state, batch)
 
 
 @functools.cache
-def lower_policy(benchmark, name, variant):
+def trace_policy(benchmark, name, variant):
   run, policy, args, params = policy_of(benchmark, name, variant)
   batch = plan.run_of(runs_of(benchmark, variant)[1]["diffusion"], {}).batch
   if policy.prepare is not None:
     batch = batch | jax.eval_shape(policy.prepare, params, batch)
-  return lower(run, policy, args, batch)
+  return trace(run, policy, args, batch)
 
 
 @pytest.mark.parametrize("benchmark", BENCHMARKS)
@@ -150,9 +150,9 @@ def test_robomimic_s_tasks_differ_in_their_suite_only():
 
 
 @pytest.mark.parametrize(("name", "variant"), [("oat", ""), ("quest", "mini")])
-def test_the_step_of_a_tokenizer_is_lowered(name, variant):
+def test_the_step_of_a_tokenizer_is_traced(name, variant):
   whole = plan.run_of(runs_of("libero", variant)[0][name], {})
-  lower(whole.config, whole.model, (), whole.batch)
+  trace(whole.config, whole.model, (), whole.batch)
 
 
 COMPILED = {"libero": "oat", "robomimic": "diffusion", "metaworld": "quest", "robocasa": "fast"}
@@ -160,18 +160,18 @@ COMPILED = {"libero": "oat", "robomimic": "diffusion", "metaworld": "quest", "ro
 
 @pytest.mark.parametrize("benchmark", BENCHMARKS)
 def test_a_step_of_each_benchmark_is_compiled(benchmark):
-  program = lower_policy(benchmark, COMPILED[benchmark], "mini").compile()
+  program = trace_policy(benchmark, COMPILED[benchmark], "mini").lower().compile()
   assert program.memory_analysis().temp_size_in_bytes > 0
 
 
 @pytest.mark.parametrize("benchmark", ("libero", "metaworld", "robocasa"))
-def test_the_steps_of_all_policies_are_lowered(benchmark):
+def test_the_steps_of_all_policies_are_traced(benchmark):
   for name in METHODS:
-    lower_policy(benchmark, name, "mini")
+    trace_policy(benchmark, name, "mini")
 
 
-def test_a_step_of_the_published_size_is_lowered():
-  lower_policy("libero", "oat", "")
+def test_a_step_of_the_published_size_is_traced():
+  trace_policy("libero", "oat", "")
 
 
 def libero_files(folder):
