@@ -8,6 +8,7 @@ Examples:
   python launch/sweep.py collect --config=configs/sweeps/tokenizer.py:mt4 \
       --config.set.data.path=DIR --out=OUT
   python launch/sweep.py fit --out=OUT
+  python launch/sweep.py fit --out=OUT --where=num_tokens=8 --where='codebook=[8,5,5,5]'
   python launch/sweep.py run ... --backend=slurm --jobs=8 --sbatch='--partition=gpu --time=2:00:00'
   IMAGE=... SLICES=1 HOSTS=1 CHIPS=4 ... python launch/sweep.py run ... --backend=jobset
 
@@ -32,6 +33,7 @@ _TABLE = flags.DEFINE_string("table", None, "OUT/table.csv if unset; or NAME.par
 _METRIC = flags.DEFINE_string("metric", "", "To fit: mse, cross_entropy, chunk_mse.")
 _NUM_TOKENS = flags.DEFINE_integer("num_tokens", 0, "K to fit; the largest, if unset.")
 _DATA = flags.DEFINE_enum("data", "windows", ["windows", "examples"], "What counts as data.")
+_WHERE = flags.DEFINE_multi_string("where", [], "AXIS=VALUE: fit only runs of this place.")
 _AT = flags.DEFINE_enum("at", "last", ["last", "least"], "Which evaluation of a run counts.")
 _RESAMPLES = flags.DEFINE_integer("resamples", 1000, "Of the bootstrap.", lower_bound=100)
 
@@ -45,7 +47,7 @@ def main(what: str) -> None:
   config_lib.choose(what, ("plan", "run", "collect", "fit"), "what")
   table = _TABLE.value or f"{_OUT.value}/table.csv"
   if what == "fit":
-    names = (_METRIC, _NUM_TOKENS, _DATA, _AT, _RESAMPLES)
+    names = (_METRIC, _NUM_TOKENS, _DATA, _AT, _WHERE, _RESAMPLES)
     scaling.fit(table, _OUT.value, **{flag.name: flag.value for flag in names})
     return
   if _CONFIG.value is None:

@@ -23,7 +23,8 @@ def take_over() -> None:
 
 
 def stoppable(main: Callable[[], int | None], says: str = CONTINUES) -> int:
-  """Calls `main`, in which Ctrl-C raises KeyboardInterrupt; a second one ends the process at once.
+  """Calls `main`, in which Ctrl-C raises KeyboardInterrupt; a second one ends the process at once,
+  or behind the library's call that it comes in.
 
   Args:
     main: returns the exit code; None is 0.
@@ -45,12 +46,16 @@ def stoppable(main: Callable[[], int | None], says: str = CONTINUES) -> int:
 
   _handle(stop)
   try:
-    return main() or 0
+    code = main() or 0
+    if not (came and code):
+      return code
   except KeyboardInterrupt as caught:
     says = str(caught) or says
-  except Exception:
+  except Exception as error:
     if not came:
       raise
+    if isinstance(error, OSError):  # of a full disk: why not all is saved; others are the stop's
+      print(f"{type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
   finally:
     _handle(signal.SIG_DFL)  # while threads are waited for there is nothing left to be said
   print(says, file=sys.stderr, flush=True)
@@ -63,7 +68,8 @@ def leave(code: int) -> int:
   Python's own end waits for threads, and has crashed in libraries that were imported by half.
   """
   if code == 130:
-    sys.stdout.flush()
+    with contextlib.suppress(OSError):  # whoever read it may have been stopped as well
+      sys.stdout.flush()
     atexit._run_exitfuncs()  # which end child processes
     os._exit(code)
   return code

@@ -49,11 +49,12 @@ LISTED = [
   (r"^(srun|sbatch) |launch/tpu_vm\.sh", "a cluster", "tests/test_launchers.py"),
   (r"^mpirun |--coordinator=|--distributed", "several processes", "tests/train/test_processes.py"),
   (r"policy_8gpu\.py", "eight GPUs", "tests/parallel/test_sharding_tables.py"),
-  (r"benchmark\.py (act|train|tokenizers|serve|law)", "minutes at full size", BENCH),
+  (r"benchmark\.py (act|train|tokenizers|serve)", "minutes at full size", BENCH),
+  (r"benchmark\.py law", "minutes at full size", "tests/scaling/test_power_law.py"),
   (r"benchmark\.py faults", "an hour", "tests/bench/test_faults.py"),
   (r"benchmark\.py peer", "PyTorch and a checkout", BENCH),
-  (r"sweeps/policy\.py", "a tokenizer of another sweep", "tests/scaling/test_sweep_command.py"),
-  (r"sweep\.py fit", "more runs than are made here", "tests/scaling/test_law_report.py"),
+  (r"sweeps/policy\.py", "a tokenizer of another sweep", "tests/scaling/test_sweep.py"),
+  (r"sweep\.py fit", "more runs than are made here", "tests/scaling/test_sweep_command.py"),
   (r"--backend=(slurm|jobset)", "a cluster", "tests/scaling/test_clusters.py"),
   (r"--data=droid", "a dataset of 1.7 TB", "tests/study/test_show_data.py"),
 ]
@@ -126,7 +127,9 @@ def a_batch():
   return {k: fake[k] for k in fake if not k.startswith("action")}
 """
 # What a machine may lack; the command is skipped, and the table says so.
-MISSING = re.compile(r"off-screen OpenGL|is not installed|No module named|serving needs more")
+MISSING = re.compile(
+  r"off-screen OpenGL|is not installed|No module named '(?!oat_jax|command)|serving needs more"
+)
 
 
 class Result(NamedTuple):

@@ -80,6 +80,22 @@ def test_ctrl_c_is_a_stop_whatever_becomes_of_it(error, capsys):
   assert capsys.readouterr().err == CONTINUES + "\n"
 
 
+def test_a_command_that_makes_an_exit_code_of_a_stop_was_stopped(capsys):
+  def main():
+    try:
+      interrupted(RuntimeError("XLA"))
+    except RuntimeError:
+      return 1
+
+  assert stopped(main)[0] == 130 and capsys.readouterr().err == CONTINUES + "\n"
+
+
+def test_a_disk_that_is_full_at_a_stop_is_said(capsys):
+  assert stopped(lambda: interrupted(OSError(28, "No space left on device")))[0] == 130
+  said = capsys.readouterr().err
+  assert said == f"OSError: [Errno 28] No space left on device\n{CONTINUES}\n"
+
+
 def test_what_is_said_at_ctrl_c(capsys):
   assert stopped(lambda: interrupted(), says=AGAIN)[0] == 130
   assert stopped(lambda: interrupted(KeyboardInterrupt("saved at step 3")))[0] == 130

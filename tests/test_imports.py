@@ -50,14 +50,16 @@ MAY_IMPORT = {
   "cost": set(),
   "scaling": MODELS | TRAIN | {"cost", "parallel", "data.normalization"},
   # A sweep's directories.
-  "scaling.cost": MODELS | TRAIN | {"cost", "parallel", "scaling", "train.inputs"},
+  "scaling.cost": MODELS
+  | TRAIN
+  | {"cost", "parallel", "scaling", "train.inputs", "train.provenance"},
   "scaling.sweep": {
     "config",
     *(f"train.{name}" for name in ("checkpoint", "config", "provenance", "workdir")),
   },
   "scaling.local": {"scaling.sweep", "train.checkpoint", "train.workdir"},
   "scaling.clusters": {"scaling.sweep"},
-  "scaling.collect": {"scaling.sweep", "train.config", "train.provenance"},
+  "scaling.collect": {"scaling.sweep", "train.provenance", "train.workdir"},
   "scaling.sweep_table": {"scaling.sweep"},
   # A law is fitted on a laptop from a table, where nothing was trained.
   **{f"scaling.{name}": {f"scaling.{other}" for other in LAW} for name in LAW},

@@ -16,8 +16,17 @@ COMMANDS = dict(re.findall(r'"(oat-jax-\w+) = oat_jax\.console:(\w+)"', SETUP))
 # Of the extras, by the names that they are imported by; numpy and jax are the core's.
 EXTRAS = (
   *("flax", "optax", "orbax", "grain", "tensorflow_datasets", "array_record", "ml_collections"),
-  *("etils", "google_crc32c", "cv2", "tokenizers", "tensorboardX", "matplotlib", "metaworld"),
-  *("mujoco", "gymnasium", "imageio_ffmpeg", "robosuite", "websockets", "msgpack", "grpc"),
+  *("etils", "google_crc32c", "cv2", "tokenizers", "tensorboardX", "matplotlib", "PIL"),
+  *(
+    "metaworld",
+    "mujoco",
+    "gymnasium",
+    "imageio_ffmpeg",
+    "robosuite",
+    "websockets",
+    "msgpack",
+    "grpc",
+  ),
   *("praxis_remote", "h5py", "pyarrow", "av", "gcsfs", "wandb"),
 )
 

@@ -255,7 +255,8 @@ class Evaluation:
       another size rounds otherwise, which a long episode may end by.
 
     Raises:
-      RuntimeError, ImportError: nothing can be rendered here.
+      RuntimeError, ImportError: nothing can be rendered here, a simulator died, or an episode ends
+        otherwise than it is reported.
     """
     env_lib.choose_renderer()
     pairs, camera = [(row.task, row.seed) for row in rows], self._video_camera

@@ -11,6 +11,7 @@ import shlex
 import shutil
 import string
 import subprocess
+import time
 from typing import Any
 
 from oat_jax.scaling import sweep
@@ -29,8 +30,8 @@ def slurm(
 ) -> str:
   """Submits what is not done as one job array, of which `jobs` run at a time; returns its id.
 
-  SLURM queues, limits, requeues and logs; `script`, launch/slurm.sbatch, takes a line of
-  OUT/slurm/runs.txt for each task of the array.
+  SLURM queues, limits, requeues and logs; `script`, launch/slurm.sbatch, takes a line of a file
+  OUT/slurm/runs_TIME.txt for each task of the array.
 
   Args:
     runs: of the sweep.
@@ -57,7 +58,8 @@ def slurm(
       f"array {job.read_text().strip()} of this sweep is still queued or running: wait for it, or "
       f"scancel {job.read_text().strip()}"
     )
-  lines = folder / "runs.txt"
+  # Tasks of an earlier array that are queued still have their own.
+  lines = folder / f"runs_{time.strftime('%Y%m%d_%H%M%S')}.txt"
   lines.write_text("".join(shlex.join(run.arguments) + "\n" for run in todo))
   command = [
     "sbatch",
@@ -79,6 +81,8 @@ def slurm(
 def _queued(job: str) -> bool:
   command = ["squeue", "--noheader", f"--jobs={job}"]
   listed = subprocess.run(command, capture_output=True, text=True, check=False)
+  if listed.returncode and "Invalid job id" not in listed.stderr:
+    raise RuntimeError(f"squeue does not say whether {job} is queued: {listed.stderr.strip()}")
   return listed.returncode == 0 and bool(listed.stdout.strip())
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from oat_jax.scaling import sweep
-from oat_jax.train import config as train_config
 from oat_jax.train import provenance
+from oat_jax.train import workdir as workdir_lib
 
 COLUMNS = (
   "run",
@@ -76,7 +76,7 @@ def check_evaluation_set(rows: Sequence[Mapping[str, Any]]) -> None:
 
 def _rows(run: sweep.Run) -> list[dict[str, Any]]:
   facts = provenance.read(run.workdir)
-  config = json.dumps(train_config.to_json(run.config), separators=(",", ":"))
+  config = json.dumps(workdir_lib.described(run.workdir)["config"], separators=(",", ":"))
   code = "; ".join(f"oat_jax {each['oat_jax']}, jax {each['jax']}" for each in facts["code"])
   out = []
   for values in sweep.evaluations(run.workdir):

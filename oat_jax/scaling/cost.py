@@ -20,44 +20,56 @@ from oat_jax.train import config as config_lib
 from oat_jax.train import inputs
 from oat_jax.train import models
 from oat_jax.train import optimizer as optimizer_lib
+from oat_jax.train import provenance
 from oat_jax.train import state as state_lib
 from oat_jax.train import step as step_lib
 
 
 class Cost(NamedTuple):
-  """Of one run: trained parameters, model FLOPs of a step, and training windows (0: not known)."""
+  """Of one run: trained parameters, model FLOPs of a step, and training windows (0: not known).
+
+  `dataset` is the fingerprint of its data, `tokenizer` the digest of a policy's; "" is not known.
+  """
 
   parameters: int
   flops_per_step: float
   windows: int
+  dataset: str = ""
+  tokenizer: str = ""
 
 
 class Costs:
   """Costs of runs, each model counted and each dataset read once."""
 
   def __init__(self):
-    self._data: dict[str, tuple[config_lib.Plan | None, int]] = {}
+    self._data: dict[str, tuple[config_lib.Plan, int, str]] = {}
+    self._tokenizers: dict[str, str] = {}
     self._models: dict[str, tuple[int, float]] = {}
 
   def __call__(self, config: config_lib.Config) -> Cost:
     """Returns the cost of a run; without `config.data.path` its sizes are `config.plan`'s."""
-    plan_of_data, windows = self._read(config.data) if config.data.datasets() else (None, 0)
-    parameters, flops = self._count(_with(config, plan_of_data))
-    return Cost(parameters, flops, windows)
+    sizes, windows, dataset = self._read(config.data)
+    parameters, flops = self._count(_with(config, sizes))
+    return Cost(parameters, flops, windows, dataset, self._digest(config.tokenizer))
 
   def run(self, config: config_lib.Config) -> plan.Run:
     """Returns the run without its data, as launch/plan.py takes it."""
     return _run_of(_with(config, self._read(config.data)[0]))
 
-  def _read(self, data: config_lib.Data) -> tuple[config_lib.Plan | None, int]:
+  def _digest(self, tokenizer: str) -> str:
+    if tokenizer and tokenizer not in self._tokenizers:
+      self._tokenizers[tokenizer] = models.digest(models.load_tokenizer(tokenizer))
+    return self._tokenizers.get(tokenizer, "")
+
+  def _read(self, data: config_lib.Data) -> tuple[config_lib.Plan | None, int, str]:
     if not any(each.path for each in data.datasets().values()):
-      return None, 0
+      return None, 0, ""
     key = json.dumps(config_lib.data_values(data), sort_keys=True)
     if key not in self._data:
-      train = inputs.load(data, images=bool(data.cameras or data.text_encoder)).train
-      spec = train.spec
+      split = inputs.load(data, images=bool(data.cameras or data.text_encoder))
+      spec = split.train.spec
       sizes = (spec.state_dim, spec.action_dim, max(1, len(spec.task_names)), spec.language_dim)
-      self._data[key] = config_lib.Plan(*sizes), len(train)
+      self._data[key] = config_lib.Plan(*sizes), len(split.train), split.fingerprint
     return self._data[key]
 
   def _count(self, config: config_lib.Config) -> tuple[int, float]:
@@ -132,13 +144,17 @@ def step_seconds_there(run: plan.Run, where: chips.Topology) -> float:
 
 
 def step_seconds_measured(workdir: pathlib.Path) -> float:
-  """Returns the median seconds of a step that a run has logged; nan where it has not."""
+  """Returns the median seconds of a step that a run has logged, of all its devices together.
+
+  Returns nan where it has not.
+  """
   try:
+    devices = int(provenance.read(workdir)["devices"].split()[0])
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     rates = [row["train/steps_per_s"] for row in rows if "train/steps_per_s" in row]
   except (OSError, ValueError, TypeError):
     return math.nan
-  return 1 / statistics.median(rates) if rates else math.nan
+  return devices / statistics.median(rates) if rates else math.nan
 
 
 def hours(
@@ -149,7 +165,9 @@ def hours(
   known: dict[str, float] = {}
   for name, config in configs.items():
     values = config_lib.to_json(config)
-    key = json.dumps([values["model"], values["batch_size"], values["mesh"], values["tokenizer"]])
+    data = {k: v for k, v in values["data"].items() if k not in ("path", "train_fraction")}
+    names = ("model", "batch_size", "mesh", "tokenizer")
+    key = json.dumps([[values[name] for name in names], data])
     if key not in known:
       known[key] = seconds_of(config)
     found[name] = known[key] * config.steps / 3600

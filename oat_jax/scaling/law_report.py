@@ -1,6 +1,6 @@
 """From the table of a sweep to a directory: report.md, fit.json and figures."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import json
 import pathlib
 from typing import Any
@@ -25,6 +25,7 @@ def write(
   num_tokens: int = 0,
   data: str = "windows",
   at: str = "last",
+  where: Sequence[str] = (),
   resamples: int = power_law.RESAMPLES,
 ) -> dict[str, Any]:
   """Fits the laws of a table and writes their report; returns the content of fit.json.
@@ -36,29 +37,35 @@ def write(
     num_tokens: the prefix K of the law; 0: the longest.
     data: what counts as data: "windows", the different ones, or "examples", the seen ones.
     at: of each run, the "last" evaluated step or that of the "least" loss, as if stopped there.
+    where: "AXIS=VALUE", runs of one place on a sweep's further axes.
     resamples: refits for the intervals.
 
   Raises:
     ValueError: a table that is none, that mixes what cannot be compared, or to which no law can be
       fitted, see `power_law.fit`.
   """
-  rows = law_table.select(law_table.read(table), metric, data, at)
+  rows = law_table.select(law_table.read(table), metric, data, at, where)
   prefixes = [int(K) for K in np.unique(rows["K"])]
   K = num_tokens or prefixes[-1]
   if K not in prefixes:
     raise ValueError(f"num_tokens is {K}; the table has K = {', '.join(map(str, prefixes))}")
   names = ("parameters", data)
-  fits, bits, without_bits = {}, None, []
+  fits, bits, without = {}, None, []
   with_bits = rows.kind == "tokenizer" and len(set(rows["bits"])) >= 3
   with tqdm.tqdm(total=len(prefixes) + with_bits + 1, desc="fits", unit="law") as progress:
     for each in [K, *(other for other in prefixes if other != K)]:
-      fits[each] = _fit(rows.where(rows["K"] == each), names, resamples)
+      try:
+        fits[each] = _fit(rows.where(rows["K"] == each), names, resamples)
+      except ValueError as error:
+        if each == K:
+          raise
+        without.append(f"there is no law of K = {each}: {error}")
       progress.update()
     if with_bits:
       try:
         bits = _fit(rows, (*names, "bits"), resamples, factors=1)
       except ValueError as error:  # it asks for more runs than the law of one prefix does
-        without_bits = [f"there is no law with bits: {error}"]
+        without.append(f"there is no law with bits: {error}")
       progress.update()
     one = rows.where(rows["K"] == K)
     held_out = holdout.predict_largest(
@@ -83,17 +90,19 @@ def write(
     "law_with_bits": _described(bits) if bits else None,
     "held_out": held_out,
     "cost": cost._asdict() | {"passes_range": list(cost.passes_range)},
-    "allocation": allocation.allocate(fits[K], cost, [share * largest for share in _BUDGETS]),
+    "allocation": None
+    if {*names} & {*fits[K].not_identified}
+    else allocation.allocate(fits[K], cost, [share * largest for share in _BUDGETS]),
     "measured": {
       name: [float(one[name].min()), float(one[name].max())]
       for name in ("parameters", "windows", "examples", "flops", "loss")
     },
   }
-  summary["warnings"] = [*rows.warnings, *_warnings(one, fits[K], cost), *without_bits]
+  summary["warnings"] = [*rows.warnings, *_warnings(one, fits[K], cost), *without]
   out = pathlib.Path(out)
   out.mkdir(parents=True, exist_ok=True)
   figures = _draw(out, rows, one, fits, bits, cost)
-  (out / "fit.json").write_text(json.dumps(summary, indent=2) + "\n")
+  (out / "fit.json").write_text(json.dumps(_finite(summary), indent=2) + "\n")
   (out / "report.md").write_text(_markdown(summary, figures))
   return summary
 
@@ -103,6 +112,15 @@ def _fit(
 ) -> power_law.Fit:
   given = (rows.x(names), rows["loss"], names, rows.groups(), rows.names())
   return power_law.fit(*given, resamples=resamples, factors=factors)
+
+
+def _finite(value: Any) -> Any:
+  """Returns nested values with None for numbers that JSON does not know."""
+  if isinstance(value, Mapping):
+    return {name: _finite(each) for name, each in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [_finite(each) for each in value]
+  return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def _described(fitted: power_law.Fit) -> dict[str, Any]:
@@ -137,6 +155,11 @@ def _warnings(
   found = [
     f"{_named(name)} is not identified: {why}" for name, why in fitted.not_identified.items()
   ]
+  if cost.steady() and one.data == "windows":
+    found.append(
+      f"every run passes {cost.passes:.3g} times over its data, so more windows are longer "
+      "training too: the exponent of windows is that of both"
+    )
   if not cost.steady():
     low, high = cost.passes_range
     found.append(

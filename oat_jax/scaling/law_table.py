@@ -1,6 +1,6 @@
 """Reads the table that `sweep.py collect` writes: which rows a law is fitted to, and which not."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import csv
 import json
 import pathlib
@@ -11,6 +11,9 @@ import numpy as np
 DEFAULT_METRIC = {"tokenizer": "mse", "policy": "cross_entropy"}
 DATA = ("windows", "examples")
 AT = ("last", "least")
+# Axes of a sweep that a law knows; budgets too, where data are what was seen.
+_KNOWN = ("size", "data", "seed")
+_BUDGETS = ("passes", "steps", "flops")
 _NUMBERS = ("parameters", "windows", "examples", "flops", "step", "steps", "K", "bits", "loss")
 _WORDS = ("run", "kind", "size", "seed", "metric", "evaluation_set", "axes", "code", "device")
 
@@ -48,8 +51,8 @@ class Rows(NamedTuple):
 
   def groups(self) -> np.ndarray:
     """Returns (R,): runs of one size on as much data share their group, whatever seed and K."""
-    cells_R2 = np.stack([self["parameters"], self[self.data]], axis=1)
-    return np.unique(cells_R2, axis=0, return_inverse=True)[1].reshape(-1)
+    cells_RX = np.stack([self["parameters"], self["windows"], _of_whole_run(self.columns)], axis=1)
+    return np.unique(cells_RX, axis=0, return_inverse=True)[1].reshape(-1)
 
   def names(self) -> list[str]:
     return [
@@ -98,14 +101,24 @@ def _number(value: Any, name: str, row: int, path: pathlib.Path) -> float:
 
 
 def select(
-  table: Mapping[str, np.ndarray], metric: str = "", data: str = "windows", at: str = "last"
+  table: Mapping[str, np.ndarray],
+  metric: str = "",
+  data: str = "windows",
+  at: str = "last",
+  where: Sequence[str] = (),
 ) -> Rows:
   """Returns the rows of one metric, of each run's last evaluated step or of its least loss.
 
+  Args:
+    table: of `read`.
+    metric, data, at: as in `law_report.write`.
+    where: "AXIS=VALUE", values as JSON: only runs of these places of the sweep's grid.
+
   Raises:
-    ValueError: several kinds or evaluation sets, an unknown metric, two different runs of the same
-      size, data and seed.
+    ValueError: several kinds or evaluation sets, an unknown metric, runs that differ in what the
+      law does not know, two rows of one run and step.
   """
+  table = _at(table, where)
   for value, known, name in ((data, DATA, "data"), (at, AT, "at")):
     if value not in known:
       raise ValueError(f"{name} is '{value}'; there are {', '.join(known)}")
@@ -126,6 +139,7 @@ def select(
       f"the losses are of {len(sets)} evaluation sets, which cannot be compared: "
       + ", ".join(f"{each[:12]} (e.g. run {run})" for each, run in of.items())
     )
+  _check_axes(rows, data)
   order = np.lexsort((rows["step"], rows["K"], rows["seed"], rows[data], rows["parameters"]))
   rows = {name: each[order] for name, each in rows.items()}
   last = {run: rows["step"][rows["run"] == run].max() for run in set(rows["run"])}
@@ -156,11 +170,53 @@ def _chosen(rows: Mapping[str, np.ndarray], at: str, run: str, K: float) -> int:
   return int(of[np.argmin(np.where(np.isfinite(loss), loss, np.inf))])
 
 
-def _check_alone(columns: Mapping[str, np.ndarray], data: str) -> None:
+def _of_whole_run(columns: Mapping[str, np.ndarray]) -> np.ndarray:
+  """Returns the windows that a run sees to its end, whichever of its steps the row is of."""
+  return np.round(columns["examples"] * columns["steps"] / columns["step"])
+
+
+def _at(table: Mapping[str, np.ndarray], where: Sequence[str]) -> Mapping[str, np.ndarray]:
+  """Returns the rows of the asked places of the grid."""
+  for each in where:
+    name, _, text = each.partition("=")
+    try:
+      value = json.loads(text)
+    except ValueError:
+      value = text
+    there = [json.loads(axes or "{}").get(name) for axes in table["axes"]]
+    kept = np.array([one == value for one in there], bool)
+    if not kept.any():
+      known = sorted({json.dumps(one) for one in there})
+      raise ValueError(f"no run has {name} {text}; the table has {', '.join(known)}")
+    table = {column: rows[kept] for column, rows in table.items()}
+  return table
+
+
+def _check_axes(rows: Mapping[str, np.ndarray], data: str) -> None:
   """What the law does not know of, say another codebook, must not differ between its runs."""
+  places = [json.loads(axes or "{}") for axes in dict.fromkeys(rows["axes"])]
+  known = _KNOWN + (_BUDGETS if data == "examples" else ())
+  for name in sorted({name for place in places for name in place} - {*known}):
+    values = sorted({json.dumps(place.get(name)) for place in places})
+    if len(values) > 1:
+      hint = ", or data='examples'" if name in _BUDGETS else ""
+      raise ValueError(
+        f"the runs have {len(values)} values of {name}: {', '.join(values)}; a law of parameters "
+        f"and {data} needs one: choose by where, e.g. {name}={values[0]}{hint}"
+      )
+  rows_of = list(zip(rows["run"], rows["K"], rows["step"]))
+  if len(set(rows_of)) < len(rows_of):
+    run = next(each for each in rows_of if rows_of.count(each) > 1)
+    raise ValueError(f"run {run[0]} has two rows of step {run[2]:.0f}: the table mixes two sweeps")
+
+
+def _check_alone(columns: Mapping[str, np.ndarray], data: str) -> None:
+  """Two runs of one place are the same run twice, or differ in what is no axis."""
   seen: dict[Any, int] = {}
+  seen_R = _of_whole_run(columns)
   for row in range(len(columns["run"])):
-    key = tuple(columns[name][row] for name in ("parameters", data, "seed", "K"))
+    names = ("parameters", "windows", "seed", "K")
+    key = (*(columns[name][row] for name in names), seen_R[row])
     other = seen.setdefault(key, row)
     if columns["run"][other] != columns["run"][row]:
       axes = [json.loads(columns["axes"][each] or "{}") for each in (other, row)]

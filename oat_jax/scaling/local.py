@@ -110,7 +110,7 @@ def run(
       for each in active:
         each.process.wait()
     if signalled.is_set():
-      left = len(todo) + len(active)
+      left = len(todo) + len(active) + len(failed)
       raise KeyboardInterrupt(
         f"stopped by a signal; {left} of {len(runs)} runs are not done, those under way are saved; "
         "the same command goes on"

@@ -5,6 +5,7 @@ from the working directories alone, so a sweep may be killed, extended or moved.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+import contextlib
 import dataclasses
 import difflib
 import itertools
@@ -67,6 +68,12 @@ class Config:
     budgets = [name for name in BUDGETS if name in self.axes]
     if len(budgets) > 1:
       raise ValueError(f"config.axes has {' and '.join(budgets)}: a run has one budget")
+    for name in budgets:
+      for value in self.axes[name]:
+        wanted = "a whole number" if name == "steps" else "a number"
+        fits = isinstance(value, int if name == "steps" else (int, float)) and value > 0
+        if not fits or isinstance(value, bool):
+          raise ValueError(f"config.axes.{name} holds {value!r}; it must be {wanted} above 0")
     for name in set(AXES) & set(self.extra_axes):
       raise ValueError(f"config.extra_axes.{name} renames an axis that is known; take another name")
 
@@ -84,6 +91,8 @@ class Run(NamedTuple):
     parameters: that are trained.
     flops: of the whole run, without computing again.
     windows: different ones that are trained on; 0 where no data was read.
+    dataset: its fingerprint; "" where no data was read.
+    tokenizer: the digest of a policy's tokenizer, or "".
   """
 
   name: str
@@ -95,6 +104,8 @@ class Run(NamedTuple):
   parameters: int
   flops: float
   windows: int
+  dataset: str
+  tokenizer: str
 
   @property
   def arguments(self) -> list[str]:
@@ -145,7 +156,12 @@ def _run(
   base = train_config.plain(values)
   changes = dict(_flat(train_config.plain(config.set)))
   keys = AXES | dict(config.extra_axes)
-  changes |= {keys[axis]: axes[axis] for axis in axes if keys.get(axis)}
+  by_axes = {keys[axis]: axes[axis] for axis in axes if keys.get(axis)}
+  ours = {*by_axes, "evaluate_every", "save_every", *(["steps"] if {*BUDGETS} & {*axes} else [])}
+  twice = sorted(ours & {*changes})
+  if twice:
+    raise ValueError(f"config.set has '{twice[0]}', which the sweep's axes or evaluations say")
+  changes |= by_axes
   planned = train_config.freeze(_changed(base, changes))
   cost = size_of(planned)
   more = {"steps": _steps(axes, planned, cost)}
@@ -157,7 +173,8 @@ def _run(
   changes |= more
   planned = train_config.freeze(_changed(base, changes))
   flops = cost.flops_per_step * planned.steps
-  return Run(name, axes, source, changes, planned, workdir, cost.parameters, flops, cost.windows)
+  of = (cost.parameters, flops, cost.windows, cost.dataset, cost.tokenizer)
+  return Run(name, axes, source, changes, planned, workdir, *of)
 
 
 def _steps(axes: Mapping[str, Any], planned: train_config.Config, cost: Any) -> int:
@@ -167,7 +184,9 @@ def _steps(axes: Mapping[str, Any], planned: train_config.Config, cost: Any) -> 
   if "flops" in axes:
     if not cost.flops_per_step:
       raise ValueError("a budget in FLOPs needs a model that is trained; this one is fitted")
-    return max(1, round(axes["flops"] / cost.flops_per_step))
+    if axes["flops"] < cost.flops_per_step:
+      raise ValueError(f"one step takes {cost.flops_per_step:.3g} FLOPs, more than its budget")
+    return round(axes["flops"] / cost.flops_per_step)
   if "passes" in axes:
     if not cost.windows:
       raise ValueError("a budget in passes needs the data; set --config.set.data.path=DIR")
@@ -257,11 +276,10 @@ def state(run: Run) -> State:
   if not steps:  # a run that ended before it saved anything; it may be another one from now on
     return State(0, False, running, "")
   try:
-    there = workdir_lib.described(workdir)["config"]
+    there = workdir_lib.described(workdir)
   except ValueError as error:
     return State(step, False, running, str(error))
-  wanted = train_config.to_json(run.config)
-  different = workdir_lib.differences(there, wanted, where="config")
+  different = _differences(run, there)
   if different:
     return State(step, False, running, "it holds another run: " + "; ".join(different))
   if running or step < run.config.steps:
@@ -276,6 +294,22 @@ def state(run: Run) -> State:
   if not last or last[0]["step"] != step:
     return State(step, False, running, f"metrics.jsonl has no evaluation of its last step {step}")
   return State(step, True, running, "")
+
+
+def _differences(run: Run, there: Mapping[str, Any]) -> list[str]:
+  """Lists in what a working directory's description is not that of a run."""
+  known = {
+    "dataset_fingerprint": (there["dataset_fingerprint"], run.dataset),
+    "tokenizer": ((there["tokenizer"] or {}).get("digest", ""), run.tokenizer),
+  }
+  # How many windows are held out is no matter to a run, but to a sweep whose losses compare.
+  harmless = tuple(key for key in workdir_lib.HARMLESS if key != "config/evaluate_windows")
+  wanted = train_config.to_json(run.config)
+  return workdir_lib.differences(there["config"], wanted, harmless, where="config") + [
+    f"{name}: {old!r} there, {new!r} now"
+    for name, (old, new) in known.items()
+    if new not in ("", old)
+  ]
 
 
 def states(runs: Iterable[Run]) -> list[State]:
@@ -302,7 +336,10 @@ def evaluations(workdir: pathlib.Path) -> list[dict[str, float]]:
   """
   path = workdir / "metrics.jsonl"
   try:
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    *lines, last = path.read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    with contextlib.suppress(ValueError):  # which a kill or a full disk has cut short
+      rows.append(json.loads(last))
     held_out = [row for row in rows if any(key.startswith("validation/") for key in row)]
     return [{key.removeprefix("validation/"): row[key] for key in row} for row in held_out]
   except (OSError, ValueError, TypeError) as error:

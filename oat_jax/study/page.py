@@ -119,7 +119,7 @@ def quickstart(
     *_strips(summary, strips, unseen, most, max_steps),
     "</section><section><h2>What it is measured against</h2>",
     "<p>The same goals, for an MLP that regresses the chunk without tokens; for the expert's own "
-    "chunks, encoded and decoded, the best that a policy over these tokens could do; and for the "
+    "chunks, encoded and decoded, which is what these tokens cost the expert; and for the "
     f"expert itself: {report.percent(summary['expert_success'])}.</p><div class=tables>",
     _rates(_by_first(floors), "steps R", "MLP without tokens"),
     _rates(
@@ -175,7 +175,7 @@ def _hero(summary: Mapping[str, Any], most: str) -> str:
   bars = [(f"{K} token{'s' * (K != '1')}", rate, "") for K, rate in overall.items()]
   bars += [
     ("MLP, no tokens", plain, "plain"),
-    (f"ceiling, {most} tokens", summary["ceiling"][most], "plain"),
+    (f"expert over {most} tokens", summary["ceiling"][most], "plain"),
     ("expert", summary["expert_success"], "plain"),
   ]
   lines = []
@@ -207,8 +207,8 @@ def _strips(
 ) -> list[str]:
   """A row of frames for each ending, or why there is none."""
   if unseen:
-    again = "launch/quickstart.py --stages=report"
-    return [f"<p>No pictures of episodes: {_text(unseen)}. Then run {again} again.</p>"]
+    again = "The same command with --stages=report tries again."
+    return [f"<p>No pictures of episodes: {_text(unseen)}. {again}</p>"]
   lines = []
   counts = summary["success"]["overall"][most]
   there = {"success": counts["k"], "failure": counts["n"] - counts["k"]}

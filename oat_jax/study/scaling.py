@@ -7,6 +7,8 @@ import pathlib
 import shlex
 from typing import Any
 
+import jax
+
 from oat_jax import config as config_lib
 from oat_jax.cost import chips
 from oat_jax.scaling import clusters
@@ -84,7 +86,7 @@ class Sweep:
 
     def here(config):
       print(f"timing steps of {_model(config)}", flush=True)
-      return cost.step_seconds_here(self._costs.run(config))
+      return cost.step_seconds_here(self._costs.run(config)) * jax.device_count()
 
     return found | cost.hours(missing, here), "as steps take here, one run at a time"
 

@@ -64,15 +64,15 @@ def load(data: config_lib.Data, images: bool = True) -> Split:
     )
     tasks_E = episodes[name].tasks_E
     parts = split_lib.episodes(tasks_E, data.validation_fraction, data.split_seed)
-    used = split_lib.part(tasks_E, parts[0], data.train_fraction, data.split_seed)
     sizes = (data.observation_steps, data.action_horizon)
-    whole, held_out, trained_on = (
-      windows_lib.Windows(episodes[name], ids_E, *sizes, layout, i, options)
-      for ids_E in (*parts, used)
-    )
-    rows.append(_statistics(dataset, whole, layout))
-    validation.append(held_out)
-    train.append(trained_on)
+    if data.train_fraction < 1:
+      parts = (*parts, split_lib.part(tasks_E, parts[0], data.train_fraction, data.split_seed))
+    windows = [
+      windows_lib.Windows(episodes[name], ids_E, *sizes, layout, i, options) for ids_E in parts
+    ]
+    rows.append(_statistics(dataset, windows[0], layout))
+    validation.append(windows[1])
+    train.append(windows[-1] if data.train_fraction < 1 else windows[0])
   weights = tuple(dataset.weight for dataset in datasets.values() if dataset.weight is not None)
   fingerprints = [each.fingerprint for each in episodes.values()]
   of_all = hashlib.sha256(json.dumps(fingerprints).encode()).hexdigest()[:16]

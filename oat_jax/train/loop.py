@@ -382,4 +382,4 @@ def _windows(run: _Run, params: Any) -> tuple[Any, Any]:
 def _say(text: str) -> None:
   """Prints a line, once for all processes."""
   if jax.process_index() == 0:
-    print(text, flush=True)
+    metrics_lib.say(text)

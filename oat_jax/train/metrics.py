@@ -77,12 +77,13 @@ class Writer:
       if self._wandb is not None:
         self._wandb.log(row, step=step)
     except OSError as error:  # a full disk does not end a run
-      print(f"metrics of step {step} could not be written: {error}", file=sys.stderr, flush=True)
+      with contextlib.suppress(OSError):
+        print(f"metrics of step {step} could not be written: {error}", file=sys.stderr, flush=True)
     text = "  ".join(f"{name} {values[name]:.4g}" for name in shown if name in values)
     if rate is not None:
       left = format_seconds((self._total - step) / max(rate, 1e-9))
       text += f"  | {rate:.1f} steps/s, {left} left"
-    print(f"[{step:>6}/{self._total}] {prefix:<10} {text}", flush=True)
+    say(f"[{step:>6}/{self._total}] {prefix:<10} {text}")
 
   def close(self) -> None:
     if self._active:
@@ -91,6 +92,15 @@ class Writer:
       if self._wandb is not None:
         self._wandb.finish()
       self._board.close()
+
+
+def say(text: str) -> None:
+  """Prints a line; whoever read along may be gone, which is no reason to end a run.
+
+  In `train.py | tee LOG` Ctrl-C ends tee first, and the run has its state to save.
+  """
+  with contextlib.suppress(OSError):
+    print(text, flush=True)
 
 
 def check_wandb(project: str) -> None:

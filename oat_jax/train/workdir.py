@@ -6,6 +6,7 @@ import fcntl
 import json
 import pathlib
 import re
+import time
 from typing import Any
 
 import jax
@@ -40,6 +41,8 @@ HARMLESS = (
   "config/wandb",
   "config/mesh",
 )
+# A tenth of a second apart.
+LOCK_TRIES = 10
 
 
 @contextlib.contextmanager
@@ -72,12 +75,16 @@ def claimed(workdir: pathlib.Path, description: dict[str, Any]) -> Iterator[None
     yield
     return
   with open(workdir / ".lock", "w") as lock:
-    try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-      raise ValueError(
-        f"{workdir} is in use by another process; wait for it, or take another directory"
-      ) from error
+    for left in reversed(range(LOCK_TRIES)):
+      try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        break
+      except OSError as error:
+        if not left:
+          raise ValueError(
+            f"{workdir} is in use by another process; wait for it, or take another directory"
+          ) from error
+        time.sleep(0.1)  # `in_use` holds it for a moment
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(description, indent=2) + "\n")
     temporary.replace(path)

@@ -64,6 +64,8 @@ def plan(out, runs, ends=None, seconds=0.0):
       "config": {
         "format_version": models.FORMAT_VERSION,
         "config": train_config.to_json(run.config),
+        "dataset_fingerprint": "data",
+        "tokenizer": None,
       },
     }
     for run in runs

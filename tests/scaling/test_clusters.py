@@ -41,11 +41,12 @@ def test_slurm_takes_what_is_missing_as_one_array(tmp_path, monkeypatch):
   done = json.loads((out / "told.json").read_text())[runs[1].name]
   sweeps.write(runs[1].workdir, done["config"], 6)
   assert clusters.slurm(runs, out, SCRIPT, 8, 1, ["--partition=gpu"]) == "71" and told
-  lines = (out / "slurm" / "runs.txt").read_text().splitlines()
+  (file,) = (out / "slurm").glob("runs_*.txt")
+  lines = file.read_text().splitlines()
   assert [shlex.split(line) for line in lines] == [runs[i].arguments for i in (0, 2, 3)]
   asked = log.read_text()
   assert asked.startswith("sbatch --parsable --array=0-2%8 ")
-  assert f"RUNS={out}/slurm/runs.txt,RETRIES=1 --partition=gpu {SCRIPT}" in asked
+  assert f"RUNS={file},RETRIES=1 --partition=gpu {SCRIPT}" in asked
 
 
 def test_slurm_does_not_queue_twice(tmp_path, monkeypatch):
@@ -55,6 +56,11 @@ def test_slurm_does_not_queue_twice(tmp_path, monkeypatch):
   clusters.slurm(runs, out, SCRIPT, 1, 0)
   with pytest.raises(ValueError, match="array 71 of this sweep is still queued"):
     clusters.slurm(runs, out, SCRIPT, 1, 0)
+  commands(tmp_path / "down", monkeypatch, squeue="echo 'no controller' >&2; exit 1")
+  with pytest.raises(RuntimeError, match="does not say whether 71 is queued: no controller"):
+    clusters.slurm(runs, out, SCRIPT, 1, 0)
+  commands(tmp_path / "gone", monkeypatch, squeue="echo 'Invalid job id specified' >&2; exit 1")
+  assert clusters.slurm(runs, out, SCRIPT, 1, 0) == "71"
 
 
 def test_slurm_that_refuses_or_is_not_there_is_an_error(tmp_path, monkeypatch):

@@ -36,7 +36,7 @@ def rows_of(
                 **{"windows": D, "examples": step * 64, "flops": 190 * N * step * 64.0},
                 **{"step": step, "steps": steps, "metric": metric, "K": K, "bits": bits},
                 **{"loss": loss, "evaluation_set": "c0ffee" * 6, "config": "{}"},
-                **{"axes": json.dumps({"size": size, "windows": D, "seed": seed})},
+                **{"axes": json.dumps({"size": size, "data": D, "seed": seed})},
                 **{"code": "oat_jax 0.1.0", "device": "cpu"},
               }
             )
@@ -145,7 +145,7 @@ def other_codebook(rows):
       r"not positive finite.*run 60k_2500_0, step 781, K=8: nan",
     ),
     (of_a_column("loss", "much"), {}, "row 1: loss is 'much', not a number"),
-    (other_codebook, {}, "runs 60k_2500_0 and other have the same .* differ in codes"),
+    (other_codebook, {}, "the runs have 2 values of codes: .* choose by where"),
     (lambda rows: rows, {"metric": "psnr"}, "no losses of metric 'psnr', only of mse"),
     (lambda rows: rows, {"num_tokens": 3}, "num_tokens is 3; the table has K = 1, 4, 8"),
     (lambda rows: rows, {"data": "bytes"}, "data is 'bytes'; there are windows, examples"),
@@ -174,3 +174,48 @@ def test_runs_that_have_not_ended_are_left_out_and_named(tmp_path):
   assert "2m_20000_1" not in selected["run"] and len(set(selected["run"])) == 31
   assert "1 run(s) have not come to their end" in selected.warnings[0]
   assert "2m_20000_1" in selected.warnings[0]
+
+
+def with_codes(rows, codes, run=""):
+  placed = [json.dumps(json.loads(row["axes"]) | {"codes": codes}) for row in rows]
+  return [dict(row, axes=axes, run=run + row["run"]) for row, axes in zip(rows, placed)]
+
+
+def test_a_table_of_several_codebooks_is_fitted_at_one(tmp_path):
+  rows = rows_of(prefixes=(8,))
+  twins = [dict(row, parameters=row["parameters"] + 512, loss=2 * row["loss"]) for row in rows]
+  both = [*with_codes(rows, [8, 5]), *with_codes(twins, [4, 4], "twin ")]
+  path = write(tmp_path / "t.csv", both)
+  with pytest.raises(ValueError, match=r"2 values of codes: \[4, 4\], \[8, 5\].* choose by where"):
+    law_table.select(law_table.read(path))
+  chosen = law_table.select(law_table.read(path), where=["codes=[8,5]"])
+  assert len(chosen["run"]) == 32 and not any("twin" in run for run in chosen["run"])
+  with pytest.raises(ValueError, match="no run has codes 7; the table has"):
+    law_table.select(law_table.read(path), where=["codes=7"])
+
+
+def test_a_run_that_is_there_twice_is_refused(tmp_path):
+  rows = rows_of(prefixes=(8,))
+  path = write(tmp_path / "t.csv", [*rows, dict(rows[3], loss=9.0)])
+  with pytest.raises(ValueError, match="has two rows of step .*: the table mixes two sweeps"):
+    law_table.select(law_table.read(path))
+
+
+def test_repeats_share_a_group_wherever_their_loss_is_least(tmp_path):
+  rows = [dict(row, loss=row["loss"] * (1 + row["seed"] * (row["step"] == row["steps"])))
+          for row in rows_of(prefixes=(8,))]  # fmt: skip
+  selected = law_table.select(
+    law_table.read(write(tmp_path / "t.csv", rows)), "", "examples", "least"
+  )
+  assert len(set(selected["step"])) > 4 and len(set(selected.groups())) == 16
+
+
+def test_a_prefix_that_no_law_fits_leaves_the_others(tmp_path):
+  rows = [
+    dict(row, loss=0.07 if row["K"] == 1 else row["loss"]) for row in rows_of(prefixes=(1, 8))
+  ]
+  summary = law_report.write(write(tmp_path / "t.csv", rows), tmp_path / "out", resamples=20)
+  assert set(summary["laws"]) == {"8"}
+  assert any(
+    text.startswith("there is no law of K = 1: all 32 losses") for text in summary["warnings"]
+  )

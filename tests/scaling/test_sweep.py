@@ -11,6 +11,7 @@ from oat_jax import config as config_lib
 from oat_jax.scaling import sweep
 from oat_jax.scaling import sweep_table
 from oat_jax.train import config as train_config
+from oat_jax.train import models
 
 
 def test_a_grid_is_all_combinations_with_names_of_their_own(tmp_path):
@@ -68,6 +69,10 @@ REFUSED = [
   ({"axes": {"seed": 3}}, "config.axes.seed is 3; it must be a sequence"),
   ({"axes": {"seed": (1, 1)}}, "config.axes.seed holds a value twice"),
   ({"axes": {"steps": (1,), "flops": (1.0,)}}, "steps and flops: a run has one budget"),
+  ({"axes": {"steps": (2.5,)}}, "config.axes.steps holds 2.5; it must be a whole number above 0"),
+  ({"axes": {"passes": (-1.0,)}}, "config.axes.passes holds -1.0; it must be a number above 0"),
+  ({"axes": {"flops": (100.0,)}}, "one step takes 5.12e.05 FLOPs, more than its budget"),
+  ({"set": {"seed": 7}}, "config.set has 'seed', which the sweep's axes"),
   ({"extra_axes": {"seed": "model.width"}}, "config.extra_axes.seed renames an axis"),
   ({"evaluations": 0}, "config.evaluations is 0"),
   ({"set": {"modle": {"width": 1}}}, "run small_steps6_seed0: .* no key 'modle.width'; did you"),
@@ -87,7 +92,10 @@ def test_a_sweep_that_makes_no_sense_is_refused(tmp_path, changes, message):
 
 
 def whole(run, **more):
-  config = {"format_version": 6, "config": train_config.to_json(run.config)}
+  config = {
+    **{"format_version": models.FORMAT_VERSION, "config": train_config.to_json(run.config)},
+    **{"dataset_fingerprint": "data", "tokenizer": None},
+  }
   sweeps.write(run.workdir, config, run.config.steps, **more)
 
 
@@ -122,7 +130,10 @@ def test_settings_that_change_no_result_do_not_make_another_run(tmp_path):
     ("no provenance", "provenance.json is missing"),
     ("no metrics", "metrics.jsonl cannot be read"),
     ("cut metrics", "metrics.jsonl has no evaluation of its last step 6"),
+    ("torn metrics", "metrics.jsonl has no evaluation of its last step 6"),
     ("broken metrics", "metrics.jsonl cannot be read"),
+    ("other data", "it holds another run: dataset_fingerprint: 'data' there, 'other' now"),
+    ("other tokens", "it holds another run: tokenizer: '' there, 'abc' now"),
     ("beyond", "checkpoint 9 is beyond its last step"),
   ],
 )
@@ -143,8 +154,14 @@ def test_a_directory_that_was_changed_by_hand_is_refused(tmp_path, damage, messa
     (run.workdir / "metrics.jsonl").unlink()
   elif damage == "cut metrics":
     (run.workdir / "metrics.jsonl").write_text("".join(lines.splitlines(True)[:-1]))
-  elif damage == "broken metrics":
+  elif damage == "torn metrics":
     (run.workdir / "metrics.jsonl").write_text(lines[:-20])
+  elif damage == "broken metrics":
+    (run.workdir / "metrics.jsonl").write_text(lines[20:])
+  elif damage == "other data":
+    run = run._replace(dataset="other")
+  elif damage == "other tokens":
+    run = run._replace(tokenizer="abc")
   else:
     (run.workdir / "checkpoints" / "9").mkdir()
   with pytest.raises(ValueError, match="1 of 1 runs cannot be trusted") as error:

@@ -1,8 +1,10 @@
 """The commands of a sweep, on real runs."""
 
 import json
+import re
 
 import pytest
+import test_law_report
 import tiny
 
 from oat_jax.scaling import collect
@@ -90,6 +92,18 @@ def test_counting_takes_no_accelerator_from_the_runs(swept):
   code, printed, err = tiny.command(*args, JAX_PLATFORMS="cuda")  # which is not here
   assert code == 0, err
   assert "2 of 2 runs are done" in printed
+
+
+def test_a_law_is_fitted_by_the_command(tmp_path):
+  test_law_report.write(tmp_path / "table.csv", test_law_report.rows_of(prefixes=(8,)))
+  args = ("launch/sweep.py", "fit", f"--out={tmp_path}", "--resamples=100")
+  code, out, err = tiny.command(*args, OPENBLAS_NUM_THREADS="1")
+  assert code == 0, err
+  assert re.search(r"β of windows 0\.\d\d \(.*95 % intervals", out)
+  assert (tmp_path / "report" / "report.md").exists()
+  (tmp_path / "table.csv").write_text("run,kind\n")
+  code, _, err = tiny.command(*args)
+  assert code == 1 and err.count("\n") == 1
 
 
 def test_a_user_is_told_what_is_wrong(tmp_path):

@@ -45,6 +45,18 @@ def test_the_console_shows_steps_values_and_time_left(tmp_path, capsys):
   assert "hidden" not in line
 
 
+def test_a_reader_of_the_console_who_is_gone_ends_no_run(tmp_path, monkeypatch):
+  class Gone:
+    def write(self, text):
+      raise BrokenPipeError(32, "Broken pipe")
+
+    flush = write
+
+  monkeypatch.setattr("sys.stdout", Gone())
+  write(tmp_path, [1, 2])
+  assert [row["step"] for row in rows(tmp_path)] == [1, 2]
+
+
 def test_tensorboard_events_are_written(tmp_path):
   write(tmp_path, [1])
   (events,) = (path for path in tmp_path.iterdir() if "tfevents" in path.name)
