@@ -13,7 +13,7 @@ SHELL = [snippet for snippet in SNIPPETS if snippet.language == "shell"]
 # Flags of other programs that pages name.
 FOREIGN = {"no-deps", "camera_height", "camera_width"}
 # Of a policy or tokenizer by its dotted path, or named in a config file of one's own.
-OWN = {"config.NAME", "config.KEY"}
+OWN = {"config.NAME", "config.KEY", "config.extra_axes.dropout"}
 
 
 def spans(page):
