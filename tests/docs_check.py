@@ -159,6 +159,8 @@ def smaller(argv: list[str]) -> list[str]:
   if "--methods=" in more and "--methods" in rest:
     more = re.sub(r"--methods=\S+", "", more)
   argv = [re.sub(r"^--in=FILE$", f"--in={FILES.get(_flag(argv, 'from'))}", word) for word in argv]
+  if name == "launch/convert.py":  # DIR is what the page's other commands train on
+    argv = [re.sub(r"^--out=DIR$", "--out=CONVERTED", word) for word in argv]
   if "--config=configs/" in more:  # in the place of the one that was named, before its changes
     argv = [word for word in argv if not word.startswith(("--config=", "--observations="))]
     config, *others = more.split()
