@@ -99,7 +99,8 @@ bench: $(VENV)/.installed
 	for name in train act data tokenizers; do \
 	  $(BIN)/python launch/benchmark.py $$name --out=$(RUNS)/bench/$$name.json || exit 1; done
 
-# Rendering cameras needs libEGL or libOSMesa; states alone (the quickstart) need neither.
+# Rendering cameras needs libEGL or libOSMesa; states alone need neither. Without one the quickstart's report
+# has no pictures of episodes.
 RENDERER = ldconfig -p 2>/dev/null | grep -Eq 'lib(EGL|OSMesa)\.so' \
   || if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
     echo "installing libosmesa6 (off-screen rendering of cameras) with apt-get"; \
