@@ -160,9 +160,9 @@ async def _serve(settings: argparse.Namespace) -> None:
         debug=settings.debug,
       )
       print(f"gRPC: {settings.host}:{grpc_port}", flush=True)
-    seconds = time.monotonic() - begin
+    seconds, told = time.monotonic() - begin, _heeded()
     print(f"ready after {seconds:.1f} s: ws://{settings.host}:{port}", flush=True)
-    await _told_to_stop()
+    await told.wait()
     print("stopping: requests that are here are answered", flush=True)
   finally:
     await server.stop()
@@ -171,8 +171,8 @@ async def _serve(settings: argparse.Namespace) -> None:
     service.close()
 
 
-async def _told_to_stop() -> None:
-  """Waits for SIGTERM or Ctrl-C; a second one ends the process at once."""
+def _heeded() -> asyncio.Event:
+  """Returns what SIGTERM and Ctrl-C set from now on; a second one ends the process at once."""
   told = asyncio.Event()
   loop = asyncio.get_running_loop()
 
@@ -183,7 +183,7 @@ async def _told_to_stop() -> None:
 
   for number in (signal.SIGTERM, signal.SIGINT):
     loop.add_signal_handler(number, stop)
-  await told.wait()
+  return told
 
 
 if __name__ == "__main__":
