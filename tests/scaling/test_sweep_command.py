@@ -16,7 +16,7 @@ SWEEP = """
 from ml_collections import ConfigDict
 
 def get_config():
-  data = {{"path": "{data}", "action_horizon": 8, "train_fraction": 1.0}}
+  data = {{"path": "{data}", "action_horizon": 8}}
   return ConfigDict({{
     "run": "{root}/configs/tokenizer_oat.py:mt4",
     "set": {{"batch_size": 16, "evaluate_windows": 20, "model": {{"patch": 2}}, "data": data}},

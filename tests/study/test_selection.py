@@ -38,7 +38,7 @@ def simulated(monkeypatch):
   """Instead of running, a setting succeeds in as many episodes as the list says next."""
   plan, calls = [], []
 
-  def run(env, act, pairs, *, replan, method, num_tokens, ensemble, limits):
+  def run(env, act, pairs, *, replan, method, num_tokens, ensemble, limits, progress):
     calls.append((replan, pairs[0][1], len(pairs)))
     wins = plan.pop(0)
     rows = [
