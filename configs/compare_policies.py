@@ -99,6 +99,7 @@ def get_config(variant: str = "state") -> ConfigDict:
     config.collect.episodes = 2
     config.evaluate.episodes, config.evaluate.max_steps = 1, 40
     config.evaluate.num_tokens, config.evaluate.mean_tokens = (1, 8), (4,)
+    config.pairs = tuple(pair for pair in config.pairs if pair[1] not in ("oat@2", "oat@4"))
     for run in (config.tokenizer, config.policy):
       run.steps, run.batch_size, run.evaluate_windows = 10, 16, 64
       run.log_every = run.evaluate_every = run.save_every = 5

@@ -212,6 +212,8 @@ class Page:
     """Removes what the command is about to write: another run's would be refused or reused."""
     file = argv[1]
     gone = [_flag(argv, "out")] if _flag(argv, "out") != "runs/quickstart" else []
+    if file == "launch/sweep.py":  # its commands go on from one another
+      gone = []
     if file == "launch/train.py":
       gone.append(_flag(argv, "workdir"))
     if file == "launch/evaluate.py" and _flag(argv, "workdir"):

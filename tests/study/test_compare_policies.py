@@ -423,6 +423,10 @@ def test_the_shipped_configs_freeze(variant):
     if "width" in config.method(name).model
   }
   assert len(widths) == 1
+  compared = {
+    int(K) for pair in config.pairs for _, at, K in (each.partition("@") for each in pair) if at
+  }
+  assert compared <= {*config.evaluate.num_tokens}
 
 
 def test_a_setting_says_what_it_is():
