@@ -93,7 +93,7 @@ POLICY = [
   "python launch/train.py --config=configs/tokenizer_oat.py:mt4 --config.data.path=DIR"
   " --workdir=W/tokenizer",
   "python launch/train.py --config=configs/policy_oat.py:mt4 --config.data.path=DIR"
-  " --config.tokenizer=W/tokenizer --workdir=W/policy",
+  " --config.tokenizer=W/tokenizer --config.keep_best=cross_entropy_8 --workdir=W/policy",
 ]
 BEFORE = {"--workdir=W/policy --suite=metaworld/mt10": POLICY}
 FILES = {
@@ -159,7 +159,7 @@ def smaller(argv: list[str]) -> list[str]:
   if "--methods=" in more and "--methods" in rest:
     more = re.sub(r"--methods=\S+", "", more)
   argv = [re.sub(r"^--in=FILE$", f"--in={FILES.get(_flag(argv, 'from'))}", word) for word in argv]
-  if name == "launch/convert.py":  # DIR is what the page's other commands train on
+  if "launch/convert.py" in argv[:2]:  # DIR is what the page's other commands train on
     argv = [re.sub(r"^--out=DIR$", "--out=CONVERTED", word) for word in argv]
   if "--config=configs/" in more:  # in the place of the one that was named, before its changes
     argv = [word for word in argv if not word.startswith(("--config=", "--observations="))]
@@ -214,6 +214,8 @@ class Page:
     gone = [_flag(argv, "out")] if _flag(argv, "out") != "runs/quickstart" else []
     if file == "launch/sweep.py":  # its commands go on from one another
       gone = []
+    if file == "launch/quickstart.py" and not _flag(argv, "stages"):
+      gone = ["runs/quickstart"]
     if file == "launch/train.py":
       gone.append(_flag(argv, "workdir"))
     if file == "launch/evaluate.py" and _flag(argv, "workdir"):
