@@ -37,9 +37,9 @@ def main(section: str) -> None:
   import importlib
 
   from oat_jax import config
+  from oat_jax import files
   from oat_jax.bench import clock
   from oat_jax.evaluate import evaluation
-  from oat_jax.evaluate import report
 
   config.choose(section, SECTIONS, "section")
   # Before jax counts the cores: a robot has one for this, and further threads would only spin.
@@ -63,7 +63,7 @@ def main(section: str) -> None:
   out.parent.mkdir(parents=True, exist_ok=True)
   content = {"section": section, **figures, **clock.machine()}
   content |= {f"version_{k}": v for k, v in evaluation.versions("metaworld", "mujoco").items()}
-  report.write_text(out, json.dumps(content, indent=2) + "\n")
+  files.write_text(out, json.dumps(content, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ def stoppable(main: Callable[[], int | None], says: str = CONTINUES) -> int:
   _handle(stop)
   try:
     code = main() or 0
-    if not (came and code):
+    if not came or code in (0, 130):  # 130: it has said itself how to go on
       return code
   except KeyboardInterrupt as caught:
     says = str(caught) or says

@@ -1,4 +1,4 @@
-"""Directories that are there whole, or not at all."""
+"""Directories and files that are there whole, or not at all."""
 
 from collections.abc import Iterator
 import contextlib
@@ -32,3 +32,10 @@ def check_new(path: str | os.PathLike) -> pathlib.Path:
   if path.exists() and not (path.is_dir() and not any(path.iterdir())):
     raise ValueError(f"{path} exists and is no empty directory; name a new one")
   return path
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+  """Writes a file whole or not at all."""
+  temporary = path.with_name(path.name + ".tmp")
+  temporary.write_text(text)
+  temporary.replace(path)

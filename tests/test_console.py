@@ -90,6 +90,17 @@ def test_a_command_that_makes_an_exit_code_of_a_stop_was_stopped(capsys):
   assert stopped(main)[0] == 130 and capsys.readouterr().err == CONTINUES + "\n"
 
 
+def test_a_command_that_has_said_how_to_go_on_says_it_once(capsys):
+  def main():
+    try:
+      interrupted()
+    except KeyboardInterrupt:
+      print("saved", file=sys.stderr)
+      return 130
+
+  assert stopped(main)[0] == 130 and capsys.readouterr().err == "saved\n"
+
+
 def test_a_disk_that_is_full_at_a_stop_is_said(capsys):
   assert stopped(lambda: interrupted(OSError(28, "No space left on device")))[0] == 130
   said = capsys.readouterr().err

@@ -52,22 +52,23 @@ MAY_IMPORT = {
   # A sweep's directories.
   "scaling.cost": MODELS
   | TRAIN
-  | {"cost", "parallel", "scaling", "train.inputs", "train.provenance"},
+  | {"cost", "parallel", "scaling"}
+  | {"train.inputs", "train.metrics", "train.provenance"},
   "scaling.sweep": {
     "config",
-    *(f"train.{name}" for name in ("checkpoint", "config", "provenance", "workdir")),
+    *(f"train.{name}" for name in ("checkpoint", "config", "metrics", "provenance", "workdir")),
   },
   "scaling.local": {"scaling.sweep", "train.checkpoint", "train.workdir"},
   "scaling.clusters": {"scaling.sweep"},
   "scaling.collect": {"scaling.sweep", "train.provenance", "train.workdir"},
   "scaling.sweep_table": {"scaling.sweep"},
   # A law is fitted on a laptop from a table, where nothing was trained.
-  **{f"scaling.{name}": {f"scaling.{other}" for other in LAW} for name in LAW},
+  **{f"scaling.{name}": {"files", *(f"scaling.{other}" for other in LAW)} for name in LAW},
   "data": {"batch", "data.normalization"},
   "data.normalization": set(),
   "envs": {"data"},
   "envs.goals": set(),
-  "evaluate": {"export.limits"},
+  "evaluate": {"export.limits", "files"},
   "evaluate.subject": {"batch", "evaluate", "export.limits"},
   "evaluate.evaluation": {
     *("config", "envs", "envs.goals", "evaluate", "evaluate.subject", "export.versions"),
@@ -79,7 +80,7 @@ MAY_IMPORT = {
   "evaluate.run": {f"evaluate.{name}" for name in ("evaluation", "exported", "remote")},
   "train": set(),  # train/__init__.py
   "train.config": {"config"},
-  "train.metrics": set(),
+  "train.metrics": {"files"},
   "train.optimizer": {"train.config"},
   "train.state": MODELS | {"parallel"},
   "train.step": MODELS | {"parallel", "train.config", "train.optimizer", "train.state"},
@@ -88,9 +89,9 @@ MAY_IMPORT = {
   "train.init_from": {"train.checkpoint", "train.models", "train.optimizer", "train.state"},
   "train.inputs": {"data", "data.normalization", "perception", "train.config"},
   "train.prepared": {"data"},
-  "train.workdir": {"train.checkpoint", "train.config", "train.models"},
+  "train.workdir": {"files", "train.checkpoint", "train.config", "train.models"},
   "train.agreement": {"", "train.workdir"},
-  "train.provenance": {"train.agreement"},
+  "train.provenance": {"files", "train.agreement"},
   "train.evaluation": {"data", "parallel"},
   "train.failures": {"train.optimizer"},
   "train.signals": set(),

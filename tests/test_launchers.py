@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+import stand_ins
 import tiny
 import yaml
 
@@ -48,19 +49,9 @@ def test_scripts_are_clean(script):
   assert found.returncode == 0, found.stdout
 
 
-def commands(folder, **ends):
-  """Stand-ins for a cluster's commands: each writes its arguments to a log and ends as told."""
-  folder.mkdir()
-  for name, end in ends.items():
-    file = folder / name
-    file.write_text(f'#!/bin/bash\necho {name} "$@" >> {folder}/log\n{end}\n')
-    file.chmod(0o755)
-  return folder
-
-
 @pytest.mark.parametrize(("code", "requeued"), [(0, False), (130, True), (143, True), (1, False)])
 def test_slurm_queues_a_job_again_that_a_signal_stopped(tmp_path, code, requeued):
-  path = commands(tmp_path / "bin", srun=f"exit {code}", scontrol="exit 0")
+  path = stand_ins.commands(tmp_path / "bin", srun=f"exit {code}", scontrol="exit 0")
   done = run(
     "slurm.sbatch", "--config=configs/policy_oat.py:300m", "--workdir=W dir", path=path,
     SLURM_JOB_ID="77",
@@ -101,7 +92,7 @@ def test_a_slice_that_is_preempted_is_asked_for_again(tmp_path):
   states.write_text("\n".join(["NONE", *(2 * ["ACTIVE", *lost, "NONE"]), "ACTIVE"]) + "\n")
   installed = tmp_path / "installed"
   trained = tmp_path / "trained"
-  path = commands(
+  path = stand_ins.commands(
     tmp_path / "bin",
     gcloud=f"""case "$*" in
       *describe*)
@@ -123,7 +114,7 @@ def test_a_slice_that_is_preempted_is_asked_for_again(tmp_path):
 
 
 def test_a_run_that_fails_on_a_slice_that_stays_ends(tmp_path):
-  path = commands(
+  path = stand_ins.commands(
     tmp_path / "bin", gcloud='case "$*" in *describe*) echo ACTIVE ;; *train.py*) exit 1 ;; esac'
   )
   done = run("tpu_vm.sh", "--workdir=w", path=path, REPOSITORY="r", REVISION="v", **SLICE)

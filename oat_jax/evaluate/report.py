@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from oat_jax import files
 from oat_jax.evaluate.rollout import Episode
 
 RESAMPLES = 10_000
@@ -180,8 +181,8 @@ def write(out: str | os.PathLike, rows: Sequence[Episode], facts: dict[str, Any]
     text.append("")
   content = {"facts": facts, "success": summary, "differences": found}
   content["episodes"] = [row._asdict() for row in rows]
-  write_text(out / "evaluation.json", json.dumps(content, indent=1) + "\n")
-  write_text(out / "evaluation.md", "\n".join(text))
+  files.write_text(out / "evaluation.json", json.dumps(content, indent=1) + "\n")
+  files.write_text(out / "evaluation.md", "\n".join(text))
   return summary
 
 
@@ -219,10 +220,3 @@ def episodes(content: Any) -> list[Episode]:
         f"{', '.join(Episode._fields)}"
       )
   return [Episode(**row) for row in rows]
-
-
-def write_text(path: pathlib.Path, text: str) -> None:
-  """Writes a file whole or not at all."""
-  temporary = path.with_name(path.name + ".tmp")
-  temporary.write_text(text)
-  temporary.replace(path)

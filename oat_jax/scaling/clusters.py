@@ -45,7 +45,7 @@ def slurm(
     FileNotFoundError: there is no sbatch.
     RuntimeError: sbatch refused.
   """
-  todo = [run for run, state in zip(runs, sweep.states(runs)) if not state.done]
+  todo = sweep.missing(runs)
   if not todo:
     return ""
   folder = out / "slurm"
@@ -53,10 +53,10 @@ def slurm(
   if shutil.which("sbatch") is None:
     raise FileNotFoundError("sbatch is not on PATH: run this where SLURM's commands are")
   job = folder / "job_id"
-  if job.exists() and _queued(job.read_text().strip()):
+  before = job.read_text().strip() if job.exists() else ""
+  if before and _queued(before):
     raise ValueError(
-      f"array {job.read_text().strip()} of this sweep is still queued or running: wait for it, or "
-      f"scancel {job.read_text().strip()}"
+      f"array {before} of this sweep is still queued or running: wait for it, or scancel {before}"
     )
   # Tasks of an earlier array that are queued still have their own.
   lines = folder / f"runs_{time.strftime('%Y%m%d_%H%M%S')}.txt"
@@ -74,8 +74,9 @@ def slurm(
   asked = subprocess.run(command, capture_output=True, text=True, check=False)
   if asked.returncode:
     raise RuntimeError(f"sbatch refused: {asked.stderr.strip() or asked.stdout.strip()}")
-  job.write_text(asked.stdout.strip().partition(";")[0] + "\n")
-  return job.read_text().strip()
+  number = asked.stdout.strip().partition(";")[0]
+  job.write_text(number + "\n")
+  return number
 
 
 def _queued(job: str) -> bool:
@@ -103,7 +104,7 @@ def jobsets(
   Raises:
     ValueError: a variable is missing.
   """
-  todo = [run for run, state in zip(runs, sweep.states(runs)) if not state.done]
+  todo = sweep.missing(runs)
   text = template.read_text()
   text = text[text.index("apiVersion:") :]  # less the comment that says how to use it by hand
   wanted = string.Template(text).get_identifiers()

@@ -18,11 +18,14 @@ from oat_jax.parallel import mesh as mesh_lib
 from oat_jax.scaling import plan
 from oat_jax.train import config as config_lib
 from oat_jax.train import inputs
+from oat_jax.train import metrics
 from oat_jax.train import models
 from oat_jax.train import optimizer as optimizer_lib
 from oat_jax.train import provenance
 from oat_jax.train import state as state_lib
 from oat_jax.train import step as step_lib
+
+RATE = "train/steps_per_s"
 
 
 class Cost(NamedTuple):
@@ -102,7 +105,7 @@ def _run_of(config: config_lib.Config) -> plan.Run:
 
 
 def step_seconds_here(run: plan.Run, steps: int = 3) -> float:
-  """Returns the wall seconds of a training step on the devices of this process, on made-up data.
+  """Returns the device-seconds of a training step on this process's devices, on made-up data.
 
   Args:
     run: without its data.
@@ -125,14 +128,14 @@ def step_seconds_here(run: plan.Run, steps: int = 3) -> float:
   taken = []
   for _ in range(steps + 1):  # the first one compiles
     begin = time.perf_counter()
-    state, metrics = step(state, batch)
-    jax.block_until_ready(metrics)
+    state, values = step(state, batch)
+    jax.block_until_ready(values)
     taken.append(time.perf_counter() - begin)
-  return statistics.median(taken[1:])
+  return statistics.median(taken[1:]) * mesh.size
 
 
 def step_seconds_there(run: plan.Run, where: chips.Topology) -> float:
-  """Returns the seconds of a step on chips that may not be here, at peak figures: `plan.make`."""
+  """Returns the chip-seconds of a step on chips that may not be here, at peak: `plan.make`."""
   compiled = plan.can_compile(where)
   flops = plan.model_flops(run)
   plans = [plan.make(run, where, mesh, compiled, flops) for mesh in plan.meshes(where)]
@@ -140,35 +143,40 @@ def step_seconds_there(run: plan.Run, where: chips.Topology) -> float:
   if best is None:
     errors = "; ".join(f"{','.join(map(str, each.mesh))}: {each.error}" for each in plans)
     raise ValueError(f"no mesh of {where.name} takes this run: {errors or 'none fits'}")
-  return best.step_seconds
+  return best.step_seconds * where.size
 
 
 def step_seconds_measured(workdir: pathlib.Path) -> float:
-  """Returns the median seconds of a step that a run has logged, of all its devices together.
-
-  Returns nan where it has not.
-  """
+  """Returns the median device-seconds of a step that a run has logged; nan where it has not."""
   try:
     devices = int(provenance.read(workdir)["devices"].split()[0])
-    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    rates = [row["train/steps_per_s"] for row in rows if "train/steps_per_s" in row]
+    rates = [row[RATE] for row in metrics.read(workdir) if RATE in row]
   except (OSError, ValueError, TypeError):
     return math.nan
   return devices / statistics.median(rates) if rates else math.nan
 
 
+def alike(config: config_lib.Config) -> str:
+  """Returns what runs have in common whose steps take as long."""
+  values = config_lib.to_json(config)
+  data = {k: v for k, v in values["data"].items() if k not in ("path", "train_fraction")}
+  return json.dumps([[values[k] for k in ("model", "batch_size", "mesh", "tokenizer")], data])
+
+
 def hours(
-  configs: Mapping[str, config_lib.Config], seconds_of: Callable[[config_lib.Config], float]
+  configs: Mapping[str, config_lib.Config],
+  seconds_of: Callable[[config_lib.Config], float],
+  known: Mapping[str, float],
 ) -> dict[str, float]:
-  """Returns the hours of each run by name; `seconds_of` is asked once for what costs the same."""
-  found: dict[str, float] = {}
-  known: dict[str, float] = {}
-  for name, config in configs.items():
-    values = config_lib.to_json(config)
-    data = {k: v for k, v in values["data"].items() if k not in ("path", "train_fraction")}
-    names = ("model", "batch_size", "mesh", "tokenizer")
-    key = json.dumps([[values[name] for name in names], data])
-    if key not in known:
-      known[key] = seconds_of(config)
-    found[name] = known[key] * config.steps / 3600
-  return found
+  """Returns the device-hours of each run by name.
+
+  Args:
+    configs: of the runs.
+    seconds_of: config -> device-seconds of a step, asked once for those `alike`.
+    known: device-seconds of a step, by `alike`, that need not be asked for.
+  """
+  seconds = dict(known)
+  for config in configs.values():
+    if alike(config) not in seconds:
+      seconds[alike(config)] = seconds_of(config)
+  return {name: seconds[alike(config)] * config.steps / 3600 for name, config in configs.items()}

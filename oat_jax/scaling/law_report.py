@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import tqdm
 
+from oat_jax import files
 from oat_jax.scaling import allocation
 from oat_jax.scaling import holdout
 from oat_jax.scaling import law_table
@@ -102,8 +103,8 @@ def write(
   out = pathlib.Path(out)
   out.mkdir(parents=True, exist_ok=True)
   figures = _draw(out, rows, one, fits, bits, cost)
-  (out / "fit.json").write_text(json.dumps(_finite(summary), indent=2) + "\n")
-  (out / "report.md").write_text(_markdown(summary, figures))
+  files.write_text(out / "fit.json", json.dumps(_finite(summary), indent=2) + "\n")
+  files.write_text(out / "report.md", _markdown(summary, figures))
   return summary
 
 

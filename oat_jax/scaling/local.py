@@ -69,7 +69,7 @@ def run(
     ValueError: another sweep runs in `out`, or directories cannot be trusted.
     KeyboardInterrupt: a signal came; what was running is saved.
   """
-  todo = [run for run, state in zip(runs, sweep.states(runs)) if not state.done]
+  todo = sweep.missing(runs)
   todo.sort(key=lambda run: -run.flops)
   attempts = {run.name: 0 for run in todo}
   active: list[Active] = []

@@ -5,7 +5,6 @@ from the working directories alone, so a sweep may be killed, extended or moved.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-import contextlib
 import dataclasses
 import difflib
 import itertools
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 from oat_jax import config as config_lib
 from oat_jax.train import checkpoint
 from oat_jax.train import config as train_config
+from oat_jax.train import metrics
 from oat_jax.train import provenance
 from oat_jax.train import workdir as workdir_lib
 
@@ -312,6 +312,12 @@ def _differences(run: Run, there: Mapping[str, Any]) -> list[str]:
   ]
 
 
+def missing(runs: Iterable[Run]) -> list[Run]:
+  """Returns the runs that are not done; ValueError as of `states`."""
+  runs = list(runs)
+  return [run for run, each in zip(runs, states(runs)) if not each.done]
+
+
 def states(runs: Iterable[Run]) -> list[State]:
   """Returns the runs' states.
 
@@ -334,13 +340,9 @@ def evaluations(workdir: pathlib.Path) -> list[dict[str, float]]:
   Raises:
     ValueError: the file is missing, or no file of rows.
   """
-  path = workdir / "metrics.jsonl"
   try:
-    *lines, last = path.read_text().splitlines()
-    rows = [json.loads(line) for line in lines]
-    with contextlib.suppress(ValueError):  # which a kill or a full disk has cut short
-      rows.append(json.loads(last))
+    rows = metrics.read(workdir)
     held_out = [row for row in rows if any(key.startswith("validation/") for key in row)]
     return [{key.removeprefix("validation/"): row[key] for key in row} for row in held_out]
   except (OSError, ValueError, TypeError) as error:
-    raise ValueError(f"{path} cannot be read: {error}") from error
+    raise ValueError(f"{workdir / 'metrics.jsonl'} cannot be read: {error}") from error

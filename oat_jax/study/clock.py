@@ -6,7 +6,7 @@ import json
 import pathlib
 import time
 
-from oat_jax.evaluate import report
+from oat_jax import files
 from oat_jax.train import checkpoint
 
 
@@ -27,7 +27,7 @@ def of_run(workdir: pathlib.Path, steps: int) -> Iterator[None]:
       seconds = {
         name: round(before.get(name, 0.0) + value - since[name], 1) for name, value in now().items()
       }
-      report.write_text(_path(workdir), json.dumps(seconds, indent=2) + "\n")
+      files.write_text(_path(workdir), json.dumps(seconds, indent=2) + "\n")
 
 
 def read(workdir: pathlib.Path) -> dict[str, float]:

@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from oat_jax import config as config_lib
+from oat_jax import files
 from oat_jax import tokenizers
 from oat_jax.envs import env as env_lib
 from oat_jax.evaluate import evaluation
-from oat_jax.evaluate import report
 from oat_jax.study import clock
 from oat_jax.study import compare_report
 from oat_jax.study import measure
@@ -347,4 +347,4 @@ def _measured(job: Job, name: str, of: dict[str, Any], take: Callable[[], Any]) 
   print(f"{job.title}: measuring the {name} on {of['windows']:,} held-out windows", flush=True)
   where = {"machine": measure.machine(), "versions": evaluation.versions("metaworld", "mujoco")}
   content = {"method": job.method, "seed": job.seed, "of": of} | where | take()
-  report.write_text(path, json.dumps(content) + "\n")
+  files.write_text(path, json.dumps(content) + "\n")

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from oat_jax import files
 from oat_jax.evaluate import report
 from oat_jax.study import compare_figures
 from oat_jax.study import compare_markdown
@@ -89,7 +90,7 @@ def write(
   content["missing"] = missing
   target = out / "report"
   target.mkdir(parents=True, exist_ok=True)
-  report.write_text(target / "comparison.json", json.dumps(content, indent=1) + "\n")
+  files.write_text(target / "comparison.json", json.dumps(content, indent=1) + "\n")
   compare_figures.table(target / "table.png", *compare_markdown.main_table(content))
   figures = compare_figures.draw(target, content["methods"])
   trained = {
@@ -99,7 +100,7 @@ def write(
   }
   if trained:
     figures.append(compare_figures.chunks(target / "chunks.png", trained, windows))
-  report.write_text(target / "comparison.md", compare_markdown.text(content, figures))
+  files.write_text(target / "comparison.md", compare_markdown.text(content, figures))
   for line in missing:
     print(f"missing: {line}", flush=True)
   print(f"see {target}/comparison.md", flush=True)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from oat_jax import files
 from oat_jax.evaluate import report
 from oat_jax.evaluate import rollout
 from oat_jax.policies.policy import Sampling
@@ -93,8 +94,8 @@ def write(
   target = out / "report"
   target.mkdir(parents=True, exist_ok=True)
   figures = policies_figures.draw(target, settings)
-  report.write_text(target / "policies.json", json.dumps(content, indent=1) + "\n")
-  report.write_text(target / "policies.md", _markdown(content, figures))
+  files.write_text(target / "policies.json", json.dumps(content, indent=1) + "\n")
+  files.write_text(target / "policies.md", _markdown(content, figures))
   print(f"see {target}/policies.md", flush=True)
   return content
 

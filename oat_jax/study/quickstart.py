@@ -16,6 +16,7 @@ import numpy as np
 
 from oat_jax import batch as batch_lib
 from oat_jax import config as config_lib
+from oat_jax import files
 from oat_jax import tokenizers
 from oat_jax.data import pipeline
 from oat_jax.envs import collect
@@ -30,6 +31,7 @@ from oat_jax.train import checkpoint
 from oat_jax.train import config as train_config
 from oat_jax.train import inputs
 from oat_jax.train import loop
+from oat_jax.train import metrics
 from oat_jax.train import models
 
 STAGES = ("collect", "tokenizer", "policy", "regression", "evaluate", "report")
@@ -188,7 +190,7 @@ def _clock(out: pathlib.Path, stage: str, done: bool, begun: bool) -> Iterator[N
       seconds = read_seconds(out)
       before = seconds.get(stage, 0.0) if begun else 0.0
       seconds[stage] = round(before + time.monotonic() - since, 1)
-      report.write_text(out / "seconds.json", json.dumps(seconds, indent=2) + "\n")
+      files.write_text(out / "seconds.json", json.dumps(seconds, indent=2) + "\n")
 
 
 def read_seconds(out: pathlib.Path) -> dict[str, float]:
@@ -265,7 +267,7 @@ def write_report(
   tokenizer = models.load(out / "tokenizer")
   split = inputs.load(tokenizer.config.data)
   errors = reconstruction_errors(tokenizer, split.validation)
-  curves = {name: read_metrics(out / name) for name in RUNS}
+  curves = {name: metrics.read(out / name) for name in RUNS}
   results = {name: each.content() for name, each in evaluations.items()}
   R = str(config.evaluate.headline_replan)
   by_replan = results["policy"]["success"][config.policy.model["name"]]
@@ -325,9 +327,9 @@ def write_report(
     print(f"no pictures of episodes: {unseen}", file=sys.stderr, flush=True)
   seconds = read_seconds(out) | {"report": round(time.monotonic() - begin, 1)}
   summary |= {"seconds_total": round(sum(seconds.values()), 1), "seconds": seconds}
-  report.write_text(target / "summary.json", json.dumps(summary, indent=2) + "\n")
+  files.write_text(target / "summary.json", json.dumps(summary, indent=2) + "\n")
   text = page.quickstart(summary, target, cells, seen, unseen, config.evaluate.max_steps)
-  report.write_text(target / "report.html", text)
+  files.write_text(target / "report.html", text)
   success = summary["success"]["overall"][str(budgets[-1])]
   print(
     f"success with {budgets[-1]} tokens: {report.percent(success)}; see {target}/report.html",
@@ -339,11 +341,6 @@ def write_report(
 def input_wait(rows: list[dict[str, float]]) -> float:
   """Returns the mean of `train/input_wait` over a run's logged rows."""
   return float(np.mean([row["train/input_wait"] for row in rows if "train/input_wait" in row]))
-
-
-def read_metrics(workdir: pathlib.Path) -> list[dict[str, float]]:
-  """Returns the rows of `metrics.jsonl`."""
-  return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
 def last_row(rows: list[dict[str, float]], prefix: str) -> dict[str, float]:

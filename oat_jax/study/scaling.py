@@ -5,9 +5,8 @@ import math
 import os
 import pathlib
 import shlex
+import statistics
 from typing import Any
-
-import jax
 
 from oat_jax import config as config_lib
 from oat_jax.cost import chips
@@ -60,35 +59,32 @@ class Sweep:
 
   def _hours(self, topology: str, measure: bool) -> tuple[dict[str, float], str]:
     """Returns ({run: device-hours}, what they are of)."""
-    runs = {run.name: run for run in self.runs}
     configs = {run.name: run.config for run in self.runs}
     if topology:
       where = chips.topology(topology)
 
       def planned(config):
         print(f"planning {_model(config)} for {topology}", flush=True)
-        return cost.step_seconds_there(self._costs.run(config), where) * where.size
+        return cost.step_seconds_there(self._costs.run(config), where)
 
-      return cost.hours(configs, planned), f"planned for {topology}, at peak figures"
-    taken = {name: cost.step_seconds_measured(run.workdir) for name, run in runs.items()}
-    # A run that has not begun takes what others of its size do.
-    known: dict[Any, list[float]] = {}
-    key = lambda run: (run.parameters, run.flops / run.config.steps)
-    for name, run in runs.items():
-      if not math.isnan(taken[name]):
-        known.setdefault(key(run), []).append(taken[name])
-    seconds = {name: sum(v) / len(v) if (v := known.get(key(run))) else math.nan
-               for name, run in runs.items()}  # fmt: skip
-    found = {name: seconds[name] * run.config.steps / 3600 for name, run in runs.items()}
-    missing = {name: configs[name] for name in runs if math.isnan(found[name])}
-    if not measure or not missing:
-      return found, "as runs of this sweep have taken" if known else ""
+      return cost.hours(configs, planned, {}), f"planned for {topology}, at peak figures"
+    taken: dict[str, list[float]] = {}
+    for run in self.runs:
+      seconds = cost.step_seconds_measured(run.workdir)
+      if not math.isnan(seconds):
+        taken.setdefault(cost.alike(run.config), []).append(seconds)
+    of = "as runs of this sweep have taken" if taken else ""
 
     def here(config):
+      nonlocal of
+      if not measure:
+        return math.nan
+      of = "as steps take here, one run at a time"
       print(f"timing steps of {_model(config)}", flush=True)
-      return cost.step_seconds_here(self._costs.run(config)) * jax.device_count()
+      return cost.step_seconds_here(self._costs.run(config))
 
-    return found | cost.hours(missing, here), "as steps take here, one run at a time"
+    known = {key: statistics.mean(values) for key, values in taken.items()}
+    return cost.hours(configs, here, known), of
 
   def run(self, backend: str, jobs: int, retries: int, sbatch: str, train: Sequence[str]) -> None:
     """Runs what is not done.

@@ -12,6 +12,8 @@ import uuid
 
 from tensorboardX import SummaryWriter
 
+from oat_jax import files
+
 
 class Writer:
   """Writes scalars of one run; a resumed run drops the rows after its checkpoint."""
@@ -43,9 +45,7 @@ class Writer:
     kept = []
     if path.exists():
       kept = [line for line in path.read_text().splitlines() if _step(line) <= start_step]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(f"{line}\n" for line in kept))
-    temporary.replace(path)
+    files.write_text(path, "".join(f"{line}\n" for line in kept))
     self._file = path.open("a")
     self._board = SummaryWriter(str(workdir), purge_step=start_step + 1)
 
@@ -92,6 +92,19 @@ class Writer:
       if self._wandb is not None:
         self._wandb.finish()
       self._board.close()
+
+
+def read(workdir: pathlib.Path) -> list[dict[str, float]]:
+  """Returns the rows of `metrics.jsonl`; a last one that was cut short is left out.
+
+  Raises:
+    OSError, ValueError: the file is missing, or no file of rows.
+  """
+  *lines, last = (workdir / "metrics.jsonl").read_text().splitlines() or [""]
+  rows = [json.loads(line) for line in lines]
+  with contextlib.suppress(ValueError):  # by a kill or a full disk
+    rows.append(json.loads(last))
+  return rows
 
 
 def say(text: str) -> None:

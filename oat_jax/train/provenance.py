@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from oat_jax import files
 from oat_jax.train import agreement
 
 # What a run says of itself, besides `code` and `devices`.
@@ -56,9 +57,7 @@ def write(workdir: pathlib.Path, facts: Mapping[str, Any]) -> None:
   before = read(workdir)["code"] if path.exists() else []
   devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
   content = {"code": [*(each for each in before if each != code), code], "devices": devices}
-  temporary = path.with_suffix(".tmp")
-  temporary.write_text(json.dumps(content | dict(facts), indent=2) + "\n")
-  temporary.replace(path)
+  files.write_text(path, json.dumps(content | dict(facts), indent=2) + "\n")
 
 
 def read(workdir: str | os.PathLike) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from oat_jax import files
 from oat_jax.train import checkpoint
 from oat_jax.train import config as config_lib
 from oat_jax.train import models
@@ -85,9 +86,7 @@ def claimed(workdir: pathlib.Path, description: dict[str, Any]) -> Iterator[None
             f"{workdir} is in use by another process; wait for it, or take another directory"
           ) from error
         time.sleep(0.1)  # `in_use` holds it for a moment
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(description, indent=2) + "\n")
-    temporary.replace(path)
+    files.write_text(path, json.dumps(description, indent=2) + "\n")
     yield
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from oat_jax import files
 from oat_jax.evaluate import report
 from oat_jax.evaluate import rollout
 
@@ -196,7 +197,7 @@ def test_rows_with_other_columns_are_refused_by_name():
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
   path = tmp_path / "evaluation.json"
-  report.write_text(path, "old")
+  files.write_text(path, "old")
 
   def fails(self, text):
     with open(self, "w") as file:
@@ -206,8 +207,8 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
   with monkeypatch.context() as patched:
     patched.setattr(pathlib.Path, "write_text", fails)
     with pytest.raises(OSError, match="no space"):
-      report.write_text(path, "new and longer")
+      files.write_text(path, "new and longer")
   assert path.read_text() == "old"
-  report.write_text(path, "new and longer")
+  files.write_text(path, "new and longer")
   assert path.read_text() == "new and longer"
   assert [p.name for p in tmp_path.iterdir()] == ["evaluation.json"]

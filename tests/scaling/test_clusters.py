@@ -6,6 +6,7 @@ import shlex
 import subprocess
 
 import pytest
+import stand_ins
 import sweeps
 import tiny
 import yaml
@@ -20,12 +21,8 @@ POD = {
 
 
 def commands(folder, monkeypatch, **ends):
-  """Stand-ins for a cluster's commands, first on PATH: each logs its arguments, ends as told."""
-  folder.mkdir()
-  for name, end in ends.items():
-    file = folder / name
-    file.write_text(f'#!/bin/bash\necho {name} "$@" >> {folder}/log\n{end}\n')
-    file.chmod(0o755)
+  """Stand-ins, first on PATH; returns their log."""
+  stand_ins.commands(folder, **ends)
   monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
   return folder / "log"
 

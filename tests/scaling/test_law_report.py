@@ -1,60 +1,21 @@
 """From a sweep's table to its report, and what no law may be fitted to."""
 
-import csv
 import json
 
 import numpy as np
 import pytest
+import tables
 
 from oat_jax.scaling import law_report
 from oat_jax.scaling import law_table
-
-SIZES = {"60k": 61_234, "250k": 243_000, "1m": 905_000, "2m": 2_040_000}
-WINDOWS = (2500, 5000, 10_000, 20_000)
-
-
-def rows_of(
-  kind="tokenizer", sizes=tuple(SIZES), windows=WINDOWS, seeds=(0, 1), prefixes=(1, 4, 8)
-):
-  """Two evaluated steps of every run of a small sweep."""
-  rng = np.random.default_rng(0)
-  rows = []
-  for size in sizes:
-    for D in windows:
-      for seed in seeds:
-        steps, noise = D * 20 // 64, rng.normal(0, 0.02)
-        run = f"{size}_{D}_{seed}"
-        for step in (steps // 2, steps):
-          for K in prefixes:
-            N, bits = SIZES[size], K * 9.97
-            loss = (0.003 + 2 / N**0.45 + 0.9 / D**0.5) * (8 / K) ** 0.7
-            loss *= np.exp(noise + rng.normal(0, 0.003)) * (1.2 if step < steps else 1)
-            metric = "mse" if kind == "tokenizer" else "cross_entropy"
-            rows.append(
-              {
-                **{"run": run, "kind": kind, "size": size, "seed": seed, "parameters": N},
-                **{"windows": D, "examples": step * 64, "flops": 190 * N * step * 64.0},
-                **{"step": step, "steps": steps, "metric": metric, "K": K, "bits": bits},
-                **{"loss": loss, "evaluation_set": "c0ffee" * 6, "config": "{}"},
-                **{"axes": json.dumps({"size": size, "data": D, "seed": seed})},
-                **{"code": "oat_jax 0.1.0", "device": "cpu"},
-              }
-            )
-  return rows
-
-
-def write(path, rows):
-  with open(path, "w", newline="") as file:
-    writer = csv.DictWriter(file, rows[0])
-    writer.writeheader()
-    writer.writerows(rows)
-  return path
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
   folder = tmp_path_factory.mktemp("law")
-  summary = law_report.write(write(folder / "t.csv", rows_of()), folder / "out", resamples=40)
+  summary = law_report.write(
+    tables.write(folder / "t.csv", tables.rows_of()), folder / "out", resamples=40
+  )
   return folder / "out", summary
 
 
@@ -87,8 +48,8 @@ def test_the_law_of_each_prefix_and_that_with_bits_hold_the_truth(written):
 
 
 def test_a_policy_of_one_seed_and_three_fractions_is_read_with_care(tmp_path):
-  rows = rows_of("policy", windows=WINDOWS[1:], seeds=(0,), prefixes=(8,))
-  summary = law_report.write(write(tmp_path / "t.csv", rows), tmp_path / "out", resamples=30)
+  rows = tables.rows_of("policy", windows=tables.WINDOWS[1:], seeds=(0,), prefixes=(8,))
+  summary = law_report.write(tables.write(tmp_path / "t.csv", rows), tmp_path / "out", resamples=30)
   assert summary["metric"] == "cross_entropy" and summary["law_with_bits"] is None
   assert any("no run is repeated" in each for each in summary["warnings"])
   assert "leaves 2 values of windows" in summary["held_out"][1]["why"]
@@ -100,11 +61,11 @@ def test_a_policy_of_one_seed_and_three_fractions_is_read_with_care(tmp_path):
 
 
 def test_the_last_step_is_taken_or_that_of_the_least_loss(tmp_path):
-  rows = rows_of(prefixes=(8,))
+  rows = tables.rows_of(prefixes=(8,))
   for row in rows:
     if row["step"] == row["steps"]:
       row["loss"] *= 2  # it overfits
-  table = law_table.read(write(tmp_path / "t.csv", rows))
+  table = law_table.read(tables.write(tmp_path / "t.csv", rows))
   last, least = (law_table.select(table, at=at) for at in law_table.AT)
   assert (last["step"] == last["steps"]).all() and (least["step"] < least["steps"]).all()
   assert (least["loss"] < last["loss"]).all() and len(last["run"]) == len(least["run"]) == 32
@@ -113,10 +74,10 @@ def test_the_last_step_is_taken_or_that_of_the_least_loss(tmp_path):
 
 def test_parquet_is_read_as_csv_is(tmp_path):
   pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-  rows = rows_of()
+  rows = tables.rows_of()
   parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "t.parquet")
   ours = law_table.read(tmp_path / "t.parquet")
-  theirs = law_table.read(write(tmp_path / "t.csv", rows))
+  theirs = law_table.read(tables.write(tmp_path / "t.csv", rows))
   assert ours.keys() == theirs.keys()
   assert all((ours[name] == theirs[name]).all() for name in ours)
 
@@ -156,7 +117,7 @@ def other_codebook(rows):
   ],
 )
 def test_what_is_no_table_of_a_law_is_refused(tmp_path, change, how, message):
-  path = write(tmp_path / "t.csv", change(rows_of()))
+  path = tables.write(tmp_path / "t.csv", change(tables.rows_of()))
   with pytest.raises(ValueError, match=message):
     law_report.write(path, tmp_path / "out", resamples=5, **how)
   assert not (tmp_path / "out").exists()
@@ -169,8 +130,10 @@ def test_an_empty_table_is_refused(tmp_path):
 
 
 def test_runs_that_have_not_ended_are_left_out_and_named(tmp_path):
-  rows = [row for row in rows_of() if row["run"] != "2m_20000_1" or row["step"] < row["steps"]]
-  selected = law_table.select(law_table.read(write(tmp_path / "t.csv", rows)))
+  rows = [
+    row for row in tables.rows_of() if row["run"] != "2m_20000_1" or row["step"] < row["steps"]
+  ]
+  selected = law_table.select(law_table.read(tables.write(tmp_path / "t.csv", rows)))
   assert "2m_20000_1" not in selected["run"] and len(set(selected["run"])) == 31
   assert "1 run(s) have not come to their end" in selected.warnings[0]
   assert "2m_20000_1" in selected.warnings[0]
@@ -182,10 +145,10 @@ def with_codes(rows, codes, run=""):
 
 
 def test_a_table_of_several_codebooks_is_fitted_at_one(tmp_path):
-  rows = rows_of(prefixes=(8,))
+  rows = tables.rows_of(prefixes=(8,))
   twins = [dict(row, parameters=row["parameters"] + 512, loss=2 * row["loss"]) for row in rows]
   both = [*with_codes(rows, [8, 5]), *with_codes(twins, [4, 4], "twin ")]
-  path = write(tmp_path / "t.csv", both)
+  path = tables.write(tmp_path / "t.csv", both)
   with pytest.raises(ValueError, match=r"2 values of codes: \[4, 4\], \[8, 5\].* choose by where"):
     law_table.select(law_table.read(path))
   chosen = law_table.select(law_table.read(path), where=["codes=[8,5]"])
@@ -195,26 +158,27 @@ def test_a_table_of_several_codebooks_is_fitted_at_one(tmp_path):
 
 
 def test_a_run_that_is_there_twice_is_refused(tmp_path):
-  rows = rows_of(prefixes=(8,))
-  path = write(tmp_path / "t.csv", [*rows, dict(rows[3], loss=9.0)])
+  rows = tables.rows_of(prefixes=(8,))
+  path = tables.write(tmp_path / "t.csv", [*rows, dict(rows[3], loss=9.0)])
   with pytest.raises(ValueError, match="has two rows of step .*: the table mixes two sweeps"):
     law_table.select(law_table.read(path))
 
 
 def test_repeats_share_a_group_wherever_their_loss_is_least(tmp_path):
   rows = [dict(row, loss=row["loss"] * (1 + row["seed"] * (row["step"] == row["steps"])))
-          for row in rows_of(prefixes=(8,))]  # fmt: skip
+          for row in tables.rows_of(prefixes=(8,))]  # fmt: skip
   selected = law_table.select(
-    law_table.read(write(tmp_path / "t.csv", rows)), "", "examples", "least"
+    law_table.read(tables.write(tmp_path / "t.csv", rows)), "", "examples", "least"
   )
   assert len(set(selected["step"])) > 4 and len(set(selected.groups())) == 16
 
 
 def test_a_prefix_that_no_law_fits_leaves_the_others(tmp_path):
   rows = [
-    dict(row, loss=0.07 if row["K"] == 1 else row["loss"]) for row in rows_of(prefixes=(1, 8))
+    dict(row, loss=0.07 if row["K"] == 1 else row["loss"])
+    for row in tables.rows_of(prefixes=(1, 8))
   ]
-  summary = law_report.write(write(tmp_path / "t.csv", rows), tmp_path / "out", resamples=20)
+  summary = law_report.write(tables.write(tmp_path / "t.csv", rows), tmp_path / "out", resamples=20)
   assert set(summary["laws"]) == {"8"}
   assert any(
     text.startswith("there is no law of K = 1: all 32 losses") for text in summary["warnings"]

@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-import test_law_report
+import tables
 import tiny
 
 from oat_jax.scaling import collect
@@ -95,7 +95,7 @@ def test_counting_takes_no_accelerator_from_the_runs(swept):
 
 
 def test_a_law_is_fitted_by_the_command(tmp_path):
-  test_law_report.write(tmp_path / "table.csv", test_law_report.rows_of(prefixes=(8,)))
+  tables.write(tmp_path / "table.csv", tables.rows_of(prefixes=(8,)))
   args = ("launch/sweep.py", "fit", f"--out={tmp_path}", "--resamples=100")
   code, out, err = tiny.command(*args, OPENBLAS_NUM_THREADS="1")
   assert code == 0, err
